@@ -1,0 +1,5 @@
+//! Benchmarks of the kernels.
+
+fn main() {
+    divan::main();
+}
