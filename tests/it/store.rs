@@ -416,6 +416,59 @@ fn who_waits_for_a_build_that_dies_goes_on_with_it() {
     });
 }
 
+/// Set for the processes that the next test starts: the stores folder, and after how many shards to die.
+const CHILD_STORES: &str = "STORE_TEST_CHILD_STORES";
+const CHILD_SHARDS: &str = "STORE_TEST_CHILD_SHARDS";
+
+#[test]
+#[ignore = "is the child process of the next test"]
+fn child_process() {
+    let Some(stores) = std::env::var_os(CHILD_STORES) else { return };
+    let mut left: usize = std::env::var(CHILD_SHARDS).unwrap().parse().unwrap();
+    let mut writer = match SAMPLE.start(Path::new(&stores)).unwrap() {
+        WriterStart::Build(writer) => writer,
+        WriterStart::AlreadyWhole(_) => return,
+    };
+    loop {
+        if left == 0 {
+            // As a kill: nothing is dropped, the lock is left to the operating system.
+            std::process::abort();
+        }
+        left -= 1;
+        if !SAMPLE.step(&mut writer) {
+            break;
+        }
+    }
+    writer.finish(SAMPLE.eval()).unwrap();
+}
+
+#[test]
+fn processes_that_die_and_processes_that_wait_build_one_store() {
+    let expected = files(&SAMPLE.build(temp().path()));
+    let stores = temp();
+    let start = |shards: usize| {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "store::child_process"])
+            .env(CHILD_STORES, stores.path())
+            .env(CHILD_SHARDS, shards.to_string())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    for shards in [0, 1, 1] {
+        assert!(!start(shards).wait().unwrap().success());
+    }
+    let done = StoreState::Partial { shards_done: 2, shards: 3 };
+    assert_eq!(list(stores.path()).unwrap()[0].state, done);
+    let mut children: Vec<_> = (0..3).map(|_| start(10)).collect();
+    for child in &mut children {
+        assert!(child.wait().unwrap().success());
+    }
+    let store = Store::open(stores.path(), &SAMPLE.identity().key()).unwrap();
+    assert_eq!(files(store.dir()), expected);
+}
+
 #[test]
 fn a_whole_store_does_not_wait_for_its_users() {
     let stores = temp();
