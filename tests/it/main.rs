@@ -1,3 +1,5 @@
 //! Integration tests: one binary, one module a subject.
 
+mod model_golden;
 mod store;
+mod tidy;
