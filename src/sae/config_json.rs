@@ -147,7 +147,11 @@ pub(super) fn read(text: &str) -> Result<(SaeConfig, usize), ConfigProblem> {
     let architecture = match get(&top, "architecture")?.as_str() {
         Some("standard") => Architecture::Standard {
             l1_coefficient: detail("l1_coefficient"),
-            lp_norm: if training.is_some_and(|map| map.contains_key("lp_norm")) { detail("lp_norm") } else { 1.0 },
+            lp_norm: if training.is_some_and(|map| map.contains_key("lp_norm")) {
+                detail("lp_norm")
+            } else {
+                1.0
+            },
             l1_warm_up_steps: detail("l1_warm_up_steps") as u64,
         },
         Some("topk") => Architecture::TopK {

@@ -203,7 +203,9 @@ mod tests {
     fn a_larger_covariance_with_a_wide_spectrum() {
         let n = 60;
         let entries: Vec<f64> = (0..n * n)
-            .map(|at| ((at * 2_654_435_761_usize) % 1_000) as f64 / 1_000.0 * 10_f64.powi(-((at % n) as i32) / 6))
+            .map(|at| {
+                ((at * 2_654_435_761_usize) % 1_000) as f64 / 1_000.0 * 10_f64.powi(-((at % n) as i32) / 6)
+            })
             .collect();
         let mut gram = vec![0.0; n * n];
         for i in 0..n {

@@ -107,7 +107,8 @@ pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) ->
             write_tensors(&folder.join(SPARSITY_FILE), [("sparsity", view)])?;
         }
         let path = folder.join(CONFIG_FILE);
-        fs::write(&path, config_json::write(&sae.cfg, d, info)).map_err(|source| SaeError::Io { path, source })
+        fs::write(&path, config_json::write(&sae.cfg, d, info))
+            .map_err(|source| SaeError::Io { path, source })
     };
     folder::replace(dir, write).map_err(|err| match err {
         SaeError::Io { path, source } if path.as_os_str().is_empty() => {

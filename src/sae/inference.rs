@@ -51,7 +51,12 @@ impl Sae {
         kernels::encode(pool, ws, &self.params, &self.activation(), self.cfg.apply_b_dec_to_input, z)
     }
 
-    fn scaled<T>(&self, pool: &Pool, x: &[f32], then: impl FnOnce(&[f32]) -> T) -> (T, Normalizer, RowScales) {
+    fn scaled<T>(
+        &self,
+        pool: &Pool,
+        x: &[f32],
+        then: impl FnOnce(&[f32]) -> T,
+    ) -> (T, Normalizer, RowScales) {
         let normalizer = Normalizer::run_time(self.cfg.normalize_activations);
         let mut scales = RowScales::default();
         let result = if normalizer.is_per_row() {

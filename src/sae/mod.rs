@@ -14,8 +14,8 @@ mod inference;
 mod init;
 mod normalize;
 
-pub use fold::{fold_decoder_norms, fold_scale, fold_whitening};
 pub use config_json::ConfigProblem;
+pub use fold::{fold_decoder_norms, fold_scale, fold_whitening};
 pub use format::{CONFIG_FILE, SPARSITY_FILE, SaeError, SaveInfo, WEIGHTS_FILE, load, load_sparsity, save};
 pub use inference::Sae;
 pub use init::init;

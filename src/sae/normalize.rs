@@ -182,7 +182,14 @@ impl Normalizer {
     /// In the per-row modes: the target of the loss in the scaled space, written to `target` (B, D), and the
     /// weight of each row, so that `weight · ||z_hat - target||²` is the loss of the row as it came.
     /// Returns whether there is one.
-    pub fn targets(&self, z: &[f32], scales: &RowScales, d: usize, target: &mut [f32], weight: &mut Vec<f32>) -> bool {
+    pub fn targets(
+        &self,
+        z: &[f32],
+        scales: &RowScales,
+        d: usize,
+        target: &mut [f32],
+        weight: &mut Vec<f32>,
+    ) -> bool {
         if !self.is_per_row() {
             return false;
         }
@@ -257,7 +264,8 @@ mod tests {
         let x: Vec<f32> = (0..n * d)
             .map(|i| {
                 let row = (i / d) as f32;
-                (row * 0.7).sin() * 3.0 + ((i * i % 97) as f32 / 20.0) * (i % d) as f32
+                (row * 0.7).sin() * 3.0
+                    + ((i * i % 97) as f32 / 20.0) * (i % d) as f32
                     + (i % 7 % 3) as f32 * 1.5
                     + 4.0
             })

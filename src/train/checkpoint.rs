@@ -5,7 +5,7 @@
 //! a whole. A checkpoint that is damaged, of another trial, of another store or of another version is not
 //! used: the reader says so in the log and the trial starts over, which costs time and nothing else.
 
-use super::{CHECKPOINT_FOLDER, firing::Firing, trainer::Trainer};
+use super::{CHECKPOINT_FOLDER, trainer::Trainer};
 use crate::{
     kernels::{Params, StepLosses},
     sae::folder,
@@ -61,6 +61,8 @@ enum Unusable {
     Version { found: u32 },
     #[error("it is of {what} {found}, not {expected}")]
     Other { what: &'static str, found: String, expected: String },
+    #[error("it goes with {expected} bytes of metrics, but there are {found}")]
+    Metrics { found: u64, expected: u64 },
     #[error("its state does not have the checksum in its header")]
     Checksum,
     #[error("its state cannot be read: {0}")]
@@ -103,20 +105,21 @@ pub(super) fn save(
 }
 
 /// Brings the trainer to the trial's checkpoint, if there is one that can be used, and returns the length
-/// that `metrics.jsonl` had then. Otherwise the trainer is left as it is.
-pub(super) fn load(trial_folder: &Path, job: &TrialJob, trainer: &mut Trainer) -> Option<u64> {
+/// that `metrics.jsonl` had then. Otherwise the trainer is left as it is and the length is 0.
+/// `metrics_bytes` is the length of the file now, which must reach as far as the checkpoint says.
+pub(super) fn load(trial_folder: &Path, job: &TrialJob, trainer: &mut Trainer, metrics_bytes: u64) -> u64 {
     for candidate in folder::candidates(&trial_folder.join(CHECKPOINT_FOLDER)) {
         if !candidate.exists() {
             continue;
         }
-        match read(&candidate, job, trainer) {
-            Ok(metrics_bytes) => return Some(metrics_bytes),
+        match read(&candidate, job, trainer, metrics_bytes) {
+            Ok(bytes) => return bytes,
             Err(reason) => {
                 tracing::warn!(checkpoint = %candidate.display(), %reason, "checkpoint not used");
             }
         }
     }
-    None
+    0
 }
 
 /// Removes the trial folder's checkpoint, once the trial's verdict is written.
@@ -124,7 +127,7 @@ pub fn remove(trial_folder: &Path) -> io::Result<()> {
     folder::remove_all(&trial_folder.join(CHECKPOINT_FOLDER))
 }
 
-fn read(folder: &Path, job: &TrialJob, trainer: &mut Trainer) -> Result<u64, Unusable> {
+fn read(folder: &Path, job: &TrialJob, trainer: &mut Trainer, metrics_bytes: u64) -> Result<u64, Unusable> {
     let text = fs::read_to_string(folder.join(HEADER_FILE))?;
     let VersionOnly { version } = serde_json::from_str(&text)?;
     if version != VERSION {
@@ -139,6 +142,9 @@ fn read(folder: &Path, job: &TrialJob, trainer: &mut Trainer) -> Result<u64, Unu
     };
     same("trial", &header.trial.0, &job.id.0)?;
     same("store", &header.store_key, &job.store_key)?;
+    if metrics_bytes < header.metrics_bytes {
+        return Err(Unusable::Metrics { found: metrics_bytes, expected: header.metrics_bytes });
+    }
 
     let path: PathBuf = folder.join(STATE_FILE);
     if hash(&path)? != header.state_blake3 {
@@ -146,24 +152,27 @@ fn read(folder: &Path, job: &TrialJob, trainer: &mut Trainer) -> Result<u64, Unu
     }
     let bytes = fs::read(&path)?;
     let state = SafeTensors::deserialize(&bytes)?;
-    let mut params = trainer.params.clone();
-    let mut m = trainer.m.clone();
-    let mut v = trainer.v.clone();
-    for (prefix, target) in [("params", &mut params), ("m", &mut m), ("v", &mut v)] {
-        for (name, target) in fields_mut(target) {
-            fill(&state, &format!("{prefix}.{name}"), Dtype::F32, bytemuck::cast_slice_mut(target))?;
+    // Everything is checked before anything is taken over.
+    for (name, flat) in tensors(trainer) {
+        let tensor = state.tensor(&name)?;
+        if tensor.dtype() != flat.dtype || tensor.shape() != flat.shape {
+            return Err(Unusable::Tensor { name });
         }
     }
-    let mut firing = Firing::new(trainer.firing.steps_since_fired.len());
+    for (prefix, params) in [("params", &mut trainer.params), ("m", &mut trainer.m), ("v", &mut trainer.v)] {
+        for (name, values) in fields_mut(params) {
+            bytemuck::cast_slice_mut(values)
+                .copy_from_slice(state.tensor(&format!("{prefix}.{name}"))?.data());
+        }
+    }
+    let firing = &mut trainer.firing;
+    for (name, counts) in
+        [(STEPS_SINCE_FIRED, &mut firing.steps_since_fired), (FIRED_IN_WINDOW, &mut firing.fired_in_window)]
+    {
+        bytemuck::cast_slice_mut(counts).copy_from_slice(state.tensor(name)?.data());
+    }
     firing.tokens_in_window = header.tokens_in_window;
-    fill(&state, STEPS_SINCE_FIRED, Dtype::U64, bytemuck::cast_slice_mut(&mut firing.steps_since_fired))?;
-    fill(&state, FIRED_IN_WINDOW, Dtype::U64, bytemuck::cast_slice_mut(&mut firing.fired_in_window))?;
-
     let [overall, mse, sparsity, l0] = header.losses;
-    trainer.params = params;
-    trainer.m = m;
-    trainer.v = v;
-    trainer.firing = firing;
     trainer.steps = header.step;
     trainer.losses = StepLosses { overall, mse, sparsity, l0 };
     Ok(header.metrics_bytes)
@@ -173,12 +182,7 @@ const STEPS_SINCE_FIRED: &str = "firing.steps_since_fired";
 const FIRED_IN_WINDOW: &str = "firing.fired_in_window";
 
 fn fields(params: &Params) -> [(&'static str, &[f32]); 4] {
-    [
-        ("w_enc", &params.w_enc),
-        ("w_dec", &params.w_dec),
-        ("b_enc", &params.b_enc),
-        ("b_dec", &params.b_dec),
-    ]
+    [("w_enc", &params.w_enc), ("w_dec", &params.w_dec), ("b_enc", &params.b_enc), ("b_dec", &params.b_dec)]
 }
 
 fn fields_mut(params: &mut Params) -> [(&'static str, &mut [f32]); 4] {
@@ -219,8 +223,7 @@ fn tensors(trainer: &Trainer) -> Vec<(String, Flat<'_>)> {
     let mut tensors = Vec::new();
     for (prefix, params) in [("params", &trainer.params), ("m", &trainer.m), ("v", &trainer.v)] {
         for (name, values) in fields(params) {
-            let flat =
-                Flat { dtype: Dtype::F32, shape: [values.len()], bytes: bytemuck::cast_slice(values) };
+            let flat = Flat { dtype: Dtype::F32, shape: [values.len()], bytes: bytemuck::cast_slice(values) };
             tensors.push((format!("{prefix}.{name}"), flat));
         }
     }
@@ -232,15 +235,6 @@ fn tensors(trainer: &Trainer) -> Vec<(String, Flat<'_>)> {
         tensors.push((name.to_owned(), flat));
     }
     tensors
-}
-
-fn fill(state: &SafeTensors<'_>, name: &str, dtype: Dtype, target: &mut [u8]) -> Result<(), Unusable> {
-    let tensor = state.tensor(name)?;
-    if tensor.dtype() != dtype || tensor.data().len() != target.len() {
-        return Err(Unusable::Tensor { name: name.to_owned() });
-    }
-    target.copy_from_slice(tensor.data());
-    Ok(())
 }
 
 fn hash(path: &Path) -> io::Result<String> {

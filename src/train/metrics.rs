@@ -121,15 +121,11 @@ pub(super) struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens the file cut back to its first `bytes` bytes. `None` when it has fewer: it is not the file that
-    /// was left.
-    pub(super) fn open(path: &Path, bytes: u64) -> io::Result<Option<Self>> {
+    /// Opens the file cut back to its first `bytes` bytes, which it must have.
+    pub(super) fn open(path: &Path, bytes: u64) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        if file.metadata()?.len() < bytes {
-            return Ok(None);
-        }
         file.set_len(bytes)?;
-        Ok(Some(Self { file, bytes }))
+        Ok(Self { file, bytes })
     }
 
     /// Appends a line in one write.

@@ -7,6 +7,8 @@
 mod checkpoint;
 mod firing;
 mod metrics;
+#[cfg(test)]
+mod resume_tests;
 mod run;
 mod schedules;
 mod trainer;

@@ -12,7 +12,7 @@ use crate::{
     trial::{Architecture, NormalizeActivations, TrialConfig, TrialJob},
 };
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -147,10 +147,10 @@ fn normalizer(store: &Store, config: &TrialConfig, key: &str) -> Result<Normaliz
 }
 
 /// Reads the batch of a step.
-type ReadBatch<'a> = dyn Fn(u64, &mut [f32]) -> Result<(), TrainError> + 'a;
+pub(super) type ReadBatch<'a> = dyn Fn(u64, &mut [f32]) -> Result<(), TrainError> + 'a;
 
 /// [`train`] with batches from anywhere.
-fn run(
+pub(super) fn run(
     folder: &Path,
     job: &TrialJob,
     d_in: usize,
@@ -217,22 +217,21 @@ impl Saved {
 /// Brings a fresh trainer to the checkpoint and cuts `metrics.jsonl` back to it.
 fn resume(folder: &Path, job: &TrialJob, trainer: &mut Trainer) -> Result<MetricsFile, TrainError> {
     let path = folder.join(METRICS_FILE);
-    let fresh_params = trainer.params.clone();
-    if let Some(bytes) = checkpoint::load(folder, job, trainer) {
-        if let Some(metrics) = MetricsFile::open(&path, bytes).map_err(io_error(&path))? {
-            return Ok(metrics);
-        }
-        tracing::warn!(
-            file = %path.display(),
-            "shorter than the checkpoint says: checkpoint not used"
-        );
-        trainer.restart(fresh_params);
-    }
-    let metrics = MetricsFile::open(&path, 0).map_err(io_error(&path))?;
-    Ok(metrics.expect("invariant: no file has fewer than 0 bytes"))
+    let length = match fs::metadata(&path) {
+        Ok(metadata) => metadata.len(),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => 0,
+        Err(err) => return Err(io_error(&path)(err)),
+    };
+    let bytes = checkpoint::load(folder, job, trainer, length);
+    MetricsFile::open(&path, bytes).map_err(io_error(&path))
 }
 
-fn save(folder: &Path, job: &TrialJob, trainer: &Trainer, metrics: &mut MetricsFile) -> Result<(), TrainError> {
+fn save(
+    folder: &Path,
+    job: &TrialJob,
+    trainer: &Trainer,
+    metrics: &mut MetricsFile,
+) -> Result<(), TrainError> {
     // The lines must be on disk before a checkpoint counts on them.
     let bytes = metrics.sync().map_err(io_error(&folder.join(METRICS_FILE)))?;
     checkpoint::save(folder, job, trainer, bytes).map_err(|err| {

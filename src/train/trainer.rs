@@ -9,9 +9,7 @@ use super::{
     schedules::{l1_coefficient, learning_rate},
 };
 use crate::{
-    kernels::{
-        self, AdamStep, Params, Pool, Shape, StandardStep, StepLosses, TopKStep, Workspace,
-    },
+    kernels::{self, AdamStep, Params, Pool, Shape, StandardStep, StepLosses, TopKStep, Workspace},
     sae::{self, Normalizer, RowScales, Sae},
     trial::{Architecture, NormalizeActivations, SaeConfig, TrainConfig},
 };
