@@ -90,6 +90,12 @@ impl Golden {
     }
 }
 
+/// With a norm below 1 the loss is infinitely steep at 0, so rounding of latents that are almost 0 is
+/// magnified, on both sides.
+fn loss_tolerance(name: &str) -> f64 {
+    if name == "standard_lp_below_1" { 10.0 * LOSS_TOLERANCE } else { LOSS_TOLERANCE }
+}
+
 /// The largest deviations of one case.
 #[derive(Default, Debug)]
 struct Worst {
@@ -152,7 +158,7 @@ fn compare_line(name: &str, case: &Value, step: usize, line: &LogLine, worst: &m
         let off = if want == 0.0 { got.abs() } else { relative(got, want) };
         if key.starts_with("losses/") {
             worst.loss = worst.loss.max(off);
-            assert!(off < LOSS_TOLERANCE, "{name}, step {step}, {key}: {got}, SAELens has {want}");
+            assert!(off < loss_tolerance(name), "{name}, step {step}, {key}: {got}, SAELens has {want}");
         } else if key.starts_with("metrics/explained") {
             worst.metric = worst.metric.max((got - want).abs());
             assert!((got - want).abs() < 1e-5, "{name}, step {step}, {key}: {got}, SAELens has {want}");
