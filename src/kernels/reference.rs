@@ -23,8 +23,28 @@ pub struct StepOutcome {
     pub reconstruction: Vec<f64>,
 }
 
+/// What the reconstruction of each token is compared with, and how much its error counts, where that is not
+/// the input itself and 1: the error of token b is `weight[b] |xhat_b - target_b|^2`.
+#[derive(Debug, Clone, Copy)]
+pub struct Aim<'a> {
+    /// (B, D).
+    pub target: &'a [f64],
+    /// (B).
+    pub weight: &'a [f64],
+}
+
 /// One standard step (ReLU, L1 weighted by decoder norms); Bricken et al. 2023, Conerly et al. 2024.
 pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> StepOutcome {
+    aimed_standard_step(params, step, x, None)
+}
+
+/// [`standard_step`] towards other targets than its input.
+pub fn aimed_standard_step(
+    params: &Params<f64>,
+    step: &StandardStep,
+    x: &[f64],
+    aim: Option<Aim<'_>>,
+) -> StepOutcome {
     let sizes = Sizes::new(params, x);
     let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
     let scale = 1.0 / n_tokens as f64;
@@ -36,9 +56,11 @@ pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> St
     let reconstruction = decoded(params, &acts, n_tokens);
     let norms = decoder_norms(params);
 
-    // mse = mean_b |xhat - x|^2
-    let error: Vec<f64> = reconstruction.iter().zip(x).map(|(a, b)| a - b).collect();
-    let mse = scale * error.iter().map(|e| e * e).sum::<f64>();
+    // mse = mean_b w_b |xhat - t|^2, by default w = 1 and t = x
+    let target = aim.map_or(x, |aim| aim.target);
+    let weight = |i: usize| aim.map_or(1.0, |aim| aim.weight[i / d_in]);
+    let error: Vec<f64> = reconstruction.iter().zip(target).map(|(a, b)| a - b).collect();
+    let mse = scale * error.iter().enumerate().map(|(i, e)| weight(i) * e * e).sum::<f64>();
 
     // l1 = lambda mean_b | f_b * n |_p, with n_i = |W_dec,i|
     let p = step.lp_norm;
@@ -53,7 +75,7 @@ pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> St
     let mut grads = Params::zeros(d_in, d_sae);
     let mut d_pre = vec![0.0; n_tokens * d_sae];
     let mut d_norms = vec![0.0; d_sae];
-    let g: Vec<f64> = error.iter().map(|e| 2.0 * scale * e).collect();
+    let g: Vec<f64> = error.iter().enumerate().map(|(i, e)| 2.0 * scale * weight(i) * e).collect();
     for b in 0..n_tokens {
         for f in 0..d_sae {
             let act = acts[b * d_sae + f];
@@ -90,6 +112,17 @@ pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> St
 /// of equal values the lower index wins. SAELens then decodes `relu(pre * n) / n`: n cancels, in the value
 /// and in the gradient, so the code below decodes `relu(pre)`.
 pub fn topk_step(params: &Params<f64>, step: &TopKStep, dead: &[bool], x: &[f64]) -> StepOutcome {
+    aimed_topk_step(params, step, dead, x, None)
+}
+
+/// [`topk_step`] towards other targets than its input. The auxiliary loss is not weighted.
+pub fn aimed_topk_step(
+    params: &Params<f64>,
+    step: &TopKStep,
+    dead: &[bool],
+    x: &[f64],
+    aim: Option<Aim<'_>>,
+) -> StepOutcome {
     let sizes = Sizes::new(params, x);
     let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
     let scale = 1.0 / n_tokens as f64;
@@ -107,11 +140,13 @@ pub fn topk_step(params: &Params<f64>, step: &TopKStep, dead: &[bool], x: &[f64]
         }
     }
     let reconstruction = decoded(params, &acts, n_tokens);
-    let error: Vec<f64> = reconstruction.iter().zip(x).map(|(a, b)| a - b).collect();
-    let mse = scale * error.iter().map(|e| e * e).sum::<f64>();
+    let target = aim.map_or(x, |aim| aim.target);
+    let weight = |i: usize| aim.map_or(1.0, |aim| aim.weight[i / d_in]);
+    let error: Vec<f64> = reconstruction.iter().zip(target).map(|(a, b)| a - b).collect();
+    let mse = scale * error.iter().enumerate().map(|(i, e)| weight(i) * e * e).sum::<f64>();
 
     let mut grads = Params::zeros(d_in, d_sae);
-    let g: Vec<f64> = error.iter().map(|e| 2.0 * scale * e).collect();
+    let g: Vec<f64> = error.iter().enumerate().map(|(i, e)| 2.0 * scale * weight(i) * e).collect();
     let mut d_pre = vec![0.0; n_tokens * d_sae];
     for b in 0..n_tokens {
         for f in 0..d_sae {

@@ -27,7 +27,11 @@ pub fn standard_step(
 ) -> StepLosses {
     let _ = pool.threads();
     let x64: Vec<f64> = x.iter().map(|&value| f64::from(value)).collect();
-    let outcome = reference::standard_step(&params.to_f64(), step, &x64);
+    let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
+    let (target, weight) = (wide(&ws.aim.target), wide(&ws.aim.weight));
+    let aim =
+        std::mem::take(&mut ws.aim.is_set).then_some(reference::Aim { target: &target, weight: &weight });
+    let outcome = reference::aimed_standard_step(&params.to_f64(), step, &x64, aim);
     ws.record(&outcome);
     *grads = outcome.grads.to_f32();
     outcome.losses

@@ -24,6 +24,15 @@ pub struct Workspace {
     pub(super) fired: Vec<u32>,
     pub(super) reconstruction: Vec<f32>,
     pub(super) n_tokens: usize,
+    pub(super) aim: Aim,
+}
+
+/// Targets and weights of the next step; used once.
+#[derive(Default)]
+pub(super) struct Aim {
+    pub(super) is_set: bool,
+    pub(super) target: Vec<f32>,
+    pub(super) weight: Vec<f32>,
 }
 
 impl Workspace {
@@ -44,6 +53,7 @@ impl Workspace {
             fired: vec![0; shape.d_sae],
             reconstruction: vec![0.0; shape.batch * shape.d_in],
             n_tokens: 0,
+            aim: Aim::default(),
         }
     }
 
@@ -55,6 +65,17 @@ impl Workspace {
     /// The instructions in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// For the next step alone: compare the reconstruction of token b with `target[b]` instead of the input,
+    /// and count its squared error `weight[b]` times instead of once. `target` is (B, D), `weight` (B).
+    pub fn aim_at(&mut self, target: &[f32], weight: &[f32]) {
+        assert_eq!(target.len(), weight.len() * self.shape.d_in, "a target and a weight for every token");
+        self.aim.target.clear();
+        self.aim.target.extend_from_slice(target);
+        self.aim.weight.clear();
+        self.aim.weight.extend_from_slice(weight);
+        self.aim.is_set = true;
     }
 
     /// For each latent, on how many tokens of the last batch it fired.

@@ -1,5 +1,8 @@
 //! Integration tests: one binary, one module a subject.
 
 mod model_golden;
+mod sae_format;
 mod store;
 mod tidy;
+mod train_golden;
+mod train_loop;
