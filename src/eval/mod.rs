@@ -12,9 +12,9 @@ pub use density::{DENSITY_BINS, log10_histogram, share_above};
 pub use reconstruction::ReconstructionSums;
 
 use crate::{
-    kernels::Pool,
+    kernels::{Pool, Shape, Workspace},
     model::{Model, ModelError},
-    sae::{Sae, SaeError},
+    sae::Sae,
     store::{Store, StoreError},
     trial::TrialConfig,
 };
@@ -45,9 +45,6 @@ pub enum EvalError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The SAE failed.
-    #[error(transparent)]
-    Sae(#[from] SaeError),
     /// A tensor operation failed.
     #[error("tensor operation failed in the evaluation: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -82,7 +79,8 @@ pub fn evaluate(
     let n_sequences = held_out.tokens.len() / context;
     let at_once = (TOKENS_AT_ONCE / context).clamp(1, n_sequences);
 
-    let mut workspace = sae.workspace(at_once * context, pool);
+    let mut workspace =
+        Workspace::new(Shape { d_in: width, d_sae: sae.cfg.d_sae, batch: at_once * context }, pool);
     let mut reconstruction = ReconstructionSums::new(width);
     let mut behaviour = BehaviourSums::default();
     let mut fires = vec![0_u64; sae.cfg.d_sae];
