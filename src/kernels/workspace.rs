@@ -1,8 +1,15 @@
-//! Memory that a training step needs and keeps between steps.
+//! Memory that a training step needs and keeps between steps. All of it grows to what the densest step so far
+//! needed and is then used again: a step in the steady state allocates nothing.
 
+use super::aim::NextAim;
+use super::gather::GatherSpace;
 use super::isa::Isa;
+use super::lists::{Lists, Rows};
+use super::memory::{Buffer, Spares};
 use super::params::Shape;
 use super::pool::Pool;
+use super::product::PANEL;
+use super::select::Selection;
 
 /// Losses of one step, summed in double precision.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -21,18 +28,46 @@ pub struct StepLosses {
 pub struct Workspace {
     pub(super) shape: Shape,
     pub(super) isa: Isa,
-    pub(super) fired: Vec<u32>,
-    pub(super) reconstruction: Vec<f32>,
     pub(super) n_tokens: usize,
-    pub(super) aim: Aim,
-}
-
-/// Targets and weights of the next step; used once.
-#[derive(Default)]
-pub(super) struct Aim {
-    pub(super) is_set: bool,
-    pub(super) target: Vec<f32>,
-    pub(super) weight: Vec<f32>,
+    pub(super) fired: Vec<u32>,
+    /// Reconstruction, (B, D).
+    pub(super) reconstruction: Buffer,
+    /// Gradient of the loss by the reconstruction, (B, D).
+    pub(super) g: Buffer,
+    /// The batch less the decoder bias, (B, D), where the encoder wants that.
+    pub(super) x_in: Buffer,
+    /// What the encoder reads, in panels.
+    pub(super) panels: Buffer,
+    /// What a value must reach to be kept, per token.
+    pub(super) limits: Buffer,
+    /// The latents in the order in which tiles take them.
+    pub(super) order: Vec<u32>,
+    pub(super) lists: Lists,
+    pub(super) rows: Rows,
+    /// The same for the auxiliary loss, with its own (B, D) arrays.
+    pub(super) aux_lists: Lists,
+    pub(super) aux_rows: Rows,
+    pub(super) aux_sum: Buffer,
+    pub(super) aux_g: Buffer,
+    pub(super) aux_losses: Vec<[f64; 2]>,
+    pub(super) selection: Selection,
+    pub(super) aux_selection: Selection,
+    /// Limits of dead latents, which may be chosen by either selection.
+    pub(super) dead_limits: Buffer,
+    pub(super) norms: Buffer,
+    pub(super) rank_spares: Spares<Vec<u64>>,
+    pub(super) gather_spares: Spares<GatherSpace>,
+    pub(super) token_spares: Spares<Vec<f32>>,
+    /// Losses per token: squared error, sparsity.
+    pub(super) token_losses: Vec<[f64; 2]>,
+    /// Sum of squared gradients per tile.
+    pub(super) tile_squares: Vec<f64>,
+    /// Share of each tile in the decoder bias' gradient through the encoder, (tiles, D).
+    pub(super) tile_bias: Buffer,
+    pub(super) grad_squares: f64,
+    /// Slope of the p-norm per entry, where p is not 1.
+    pub(super) slope: Vec<f32>,
+    pub(super) aim: NextAim,
 }
 
 impl Workspace {
@@ -44,16 +79,44 @@ impl Workspace {
     /// The same with a chosen level of instructions.
     ///
     /// # Panics
-    /// When this machine cannot run that level.
+    /// When this machine cannot run that level, or the shape has a zero or more than 2^32 activations.
     pub fn with_isa(shape: Shape, _pool: &Pool, isa: Isa) -> Self {
         assert!(isa <= Isa::detect(), "this machine has no {}", isa.name());
+        let Shape { d_in, d_sae, batch } = shape;
+        assert!(d_in > 0 && d_sae > 0 && batch > 0, "no axis is empty");
+        let activations = batch.next_multiple_of(PANEL).checked_mul(d_sae);
+        assert!(activations.is_some_and(|n| n < u32::MAX as usize), "a batch has less than 2^32 activations");
         Self {
             shape,
             isa,
-            fired: vec![0; shape.d_sae],
-            reconstruction: vec![0.0; shape.batch * shape.d_in],
             n_tokens: 0,
-            aim: Aim::default(),
+            fired: vec![0; d_sae],
+            reconstruction: Buffer::zeros(batch * d_in),
+            g: Buffer::zeros(batch * d_in),
+            x_in: Buffer::default(),
+            panels: Buffer::zeros(batch.next_multiple_of(PANEL) * d_in),
+            limits: Buffer::zeros(batch.next_multiple_of(PANEL)),
+            order: (0..d_sae as u32).collect(),
+            lists: Lists::new(d_sae),
+            rows: Rows::default(),
+            aux_lists: Lists::new(d_sae),
+            aux_rows: Rows::default(),
+            aux_sum: Buffer::default(),
+            aux_g: Buffer::default(),
+            aux_losses: Vec::new(),
+            selection: Selection::default(),
+            aux_selection: Selection::default(),
+            dead_limits: Buffer::default(),
+            norms: Buffer::default(),
+            rank_spares: Spares::new(),
+            gather_spares: Spares::new(),
+            token_spares: Spares::new(),
+            token_losses: Vec::with_capacity(batch),
+            tile_squares: Vec::new(),
+            tile_bias: Buffer::default(),
+            grad_squares: 0.0,
+            slope: Vec::new(),
+            aim: NextAim::default(),
         }
     }
 
@@ -67,17 +130,6 @@ impl Workspace {
         self.isa
     }
 
-    /// For the next step alone: compare the reconstruction of token b with `target[b]` instead of the input,
-    /// and count its squared error `weight[b]` times instead of once. `target` is (B, D), `weight` (B).
-    pub fn aim_at(&mut self, target: &[f32], weight: &[f32]) {
-        assert_eq!(target.len(), weight.len() * self.shape.d_in, "a target and a weight for every token");
-        self.aim.target.clear();
-        self.aim.target.extend_from_slice(target);
-        self.aim.weight.clear();
-        self.aim.weight.extend_from_slice(weight);
-        self.aim.is_set = true;
-    }
-
     /// For each latent, on how many tokens of the last batch it fired.
     pub fn fired(&self) -> &[u32] {
         &self.fired
@@ -87,20 +139,9 @@ impl Workspace {
     pub fn reconstruction(&self) -> &[f32] {
         &self.reconstruction[..self.n_tokens * self.shape.d_in]
     }
-}
 
-impl Workspace {
-    pub(super) fn record(&mut self, outcome: &super::reference::StepOutcome) {
-        let (d_in, d_sae) = (self.shape.d_in, self.shape.d_sae);
-        self.n_tokens = outcome.reconstruction.len() / d_in;
-        for (to, from) in self.reconstruction.iter_mut().zip(&outcome.reconstruction) {
-            *to = *from as f32;
-        }
-        self.fired.fill(0);
-        for row in outcome.acts.chunks_exact(d_sae) {
-            for (count, &act) in self.fired.iter_mut().zip(row) {
-                *count += u32::from(act != 0.0);
-            }
-        }
+    /// Total L2 norm of the gradients that the last step wrote: spares the optimiser a pass over them.
+    pub fn grad_norm(&self) -> f64 {
+        self.grad_squares.sqrt()
     }
 }
