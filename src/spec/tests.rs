@@ -500,7 +500,7 @@ proptest! {
         let mut more = axes_text(&axes);
         more += "train.data_seed = { repeats = 2 }\n[derive]\ntrain.lr_warm_up_steps = \"train.steps // 10\"\n";
         more += "[[exclude]]\nwhen = \"train.seed == 3 and 'a\\\"b' != model.name\"\nreason = \"a \\\"reason\\\"\"\n";
-        more += "[[zip]]\ntrain.adam_beta1 = [0.5, 0.5, 0.9]\ntrain.adam_beta2 = [0.9, 0.99, 0.999]\n";
+        more += "[[zip]]\ntrain.adam_beta1 = [0.5, 0.5]\ntrain.adam_beta2 = [0.9, 0.99]\n";
         more += "[[trial]]\ntrain.dead_feature_window = 5\n";
         let mut overrides = vec!["train.batch_size=1024"];
         if random {
