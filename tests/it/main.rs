@@ -6,3 +6,5 @@ mod store;
 mod tidy;
 mod train_golden;
 mod train_loop;
+mod spec_errors;
+mod sweep_files;
