@@ -1,2 +1,3 @@
 //! Integration tests: one binary, one module a subject.
+mod data;
 mod hub;
