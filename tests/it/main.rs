@@ -2,3 +2,5 @@
 mod data;
 mod hub;
 mod store;
+
+mod model_golden;
