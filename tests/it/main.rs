@@ -8,3 +8,8 @@ mod train_golden;
 mod train_loop;
 mod spec_errors;
 mod sweep_files;
+mod data;
+mod harvest;
+mod hub;
+mod model_golden;
+mod store;
