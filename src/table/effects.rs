@@ -4,7 +4,7 @@
 //! lies on the outermost value that was tried, the effect carries an [`Edge`] with the next value to try.
 
 use super::{FRONTIER_METRICS, Frontier, Outcome, RunData, Spread, TrialRow};
-use super::{compare_settings, is_sparsity_key, spread, summary::ranked_groups};
+use super::{compare_settings, is_sparsity_key, ranked_groups, spread};
 use serde_json::Value;
 
 /// More values than this are shown as ranges.

@@ -23,5 +23,5 @@ pub use run_data::{
     CurvePoint, DENSITY_BIN_WIDTH, DENSITY_START, HostInfo, Objective, Outcome, RunData, StoreLine, TrialRow,
 };
 pub use settings::{compare_settings, is_repeat_key, is_sparsity_key, section_rank};
-pub use summary::{SettingGroup, Spread, best_groups, best_trials, spread};
+pub use summary::{SettingGroup, Spread, best_trials, ranked_groups, spread};
 pub use write::{TableError, Tables, write_tables};
