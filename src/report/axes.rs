@@ -4,36 +4,73 @@ use super::text;
 use crate::metric::Goal;
 use crate::table::{AxisEffect, Edge, LevelRange, RunData, Side};
 
-/// What to say when the best choice lies on the outermost value of an axis.
+/// What to say about the ends of an axis: when the best choice lies at one, or when the values at one come
+/// closest to the frontier.
 pub(super) fn edge_words(run: &RunData, effect: &AxisEffect) -> Option<String> {
-    let edge = effect.edge.as_ref()?;
     let key = text::code(&effect.key);
-    let value = text::code(&text::number(edge.value));
-    let end = match edge.side {
-        Side::Lower => "smallest",
-        Side::Upper => "largest",
+    let title = text::metric_title(&run.objective.metric);
+    let Some(edge) = &effect.edge else {
+        let closest = effect.closest.as_ref()?;
+        let edge = closest.edge.as_ref()?;
+        let level = text::code(&level_words(&effect.levels[closest.level].range));
+        let advice = advice(edge);
+        return Some(format!(
+            "{key}: at equal L0, {level}, {} tried, comes closest to the frontier. {advice}",
+            end_words(effect, edge).trim_start_matches("within ")
+        ));
     };
+    let value = text::code(&text::number(edge.value));
+    let end = end_words(effect, edge);
     if edge.along_frontier {
         let next = next_words(edge).map_or(String::new(), |next| format!(" (the next step would be {next})"));
         return Some(format!(
-            "{key}: best at {value}, the {end} value tried, where L0 is highest. This setting trades sparsity \
-             for fidelity, so that its best by {} alone says little; go beyond it only when the frontier does \
-             not reach the L0 you need{next}.",
-            text::metric_title(&run.objective.metric)
+            "{key}: best at {value}, {end} tried, where L0 is highest. This setting trades sparsity for \
+             fidelity, so that its best by {title} alone says little; go beyond it only when the frontier does \
+             not reach the L0 you need{next}."
         ));
     }
-    let among = if matches!(effect.levels.first().map(|level| &level.range), Some(LevelRange::Between(..))) {
-        format!("among the {end} values tried")
-    } else {
-        format!("the {end} value tried")
-    };
+    let here = effect.levels.iter().position(|level| holds(&level.range, edge.value));
+    let gap = |level: usize| effect.levels[level].gap;
+    match (&effect.closest, here) {
+        (Some(closest), Some(here)) if closest.level != here && gap(here) > gap(closest.level) => {
+            let level = text::code(&level_words(&effect.levels[closest.level].range));
+            let gaps = [here, closest.level].map(|level| format!("{:.4}", gap(level).unwrap_or_default()));
+            Some(format!(
+                "{key}: best at {value}, {end} tried. At equal L0, though, {level} comes closer to the \
+                 frontier (mean gap {} against {}): the lead may be sparsity given up, not a better setting.",
+                gaps[1], gaps[0]
+            ))
+        }
+        _ => Some(format!("{key}: best at {value}, {end} tried. {}", advice(edge))),
+    }
+}
+
+fn advice(edge: &Edge) -> String {
     let advice = match (next_words(edge), edge.side) {
         (Some(next), _) => format!("The optimum may lie beyond: try {next} next."),
         (None, Side::Lower) => "It cannot go much lower.".to_owned(),
         (None, Side::Upper) => "It cannot go much higher.".to_owned(),
     };
-    let caveat = if edge.two_values { " With two values the best is always at an end." } else { "" };
-    Some(format!("{key}: best at {value}, {among}. {advice}{caveat}"))
+    let caveat = if edge.two_values { " Of two values, one is always at an end." } else { "" };
+    advice + caveat
+}
+
+/// `the smallest value`, or a part of the values where they are shown as ranges.
+fn end_words(effect: &AxisEffect, edge: &Edge) -> &'static str {
+    let ranges = effect.levels.iter().any(|level| matches!(level.range, LevelRange::Between(..)));
+    match (edge.side, ranges) {
+        (Side::Lower, false) => "the smallest value",
+        (Side::Lower, true) => "within the smallest fifth of the values",
+        (Side::Upper, false) => "the largest value",
+        (Side::Upper, true) => "within the largest fifth of the values",
+    }
+}
+
+fn holds(range: &LevelRange, number: f64) -> bool {
+    match range {
+        LevelRange::One(value) => value.as_f64() == Some(number),
+        LevelRange::Between(from, to) => (*from..=*to).contains(&number),
+    }
 }
 
 fn next_words(edge: &Edge) -> Option<String> {
@@ -75,7 +112,25 @@ mod tests {
 
     #[test]
     fn an_optimum_inside_needs_no_words() {
-        assert_eq!(words(&samples::grid_run(), "train.lr"), None);
+        let mut run = samples::grid_run();
+        // Only trials of one sparsity: no axis can look better by being denser.
+        run.trials.retain(|trial| trial.settings["sae.l1_coefficient"].as_f64() == Some(5.0));
+        assert_eq!(words(&run, "train.lr"), None);
+    }
+
+    #[test]
+    fn a_lead_that_is_sparsity_given_up_is_called_so() {
+        let mut run = samples::grid_run();
+        for trial in &mut run.trials {
+            if trial.settings["train.lr"].as_f64() == Some(1e-5) {
+                trial.metrics.insert("ce_loss_score".to_owned(), 0.95);
+            }
+        }
+        let best =
+            run.trials.iter_mut().find(|trial| trial.settings["train.lr"].as_f64() == Some(1e-5)).unwrap();
+        best.metrics.insert("ce_loss_score".to_owned(), 0.99);
+        let words = words(&run, "train.lr").unwrap();
+        assert!(words.contains("smallest value tried") && words.contains("sparsity given up"), "{words}");
     }
 
     #[test]
@@ -87,6 +142,6 @@ mod tests {
         }
         let words = words(&run, "train.lr").unwrap();
         assert!(words.contains("largest value tried") && words.contains("try `2.5e-4` next"), "{words}");
-        assert!(words.contains("With two values"), "{words}");
+        assert!(words.contains("Of two values"), "{words}");
     }
 }

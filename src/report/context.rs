@@ -1,7 +1,7 @@
 //! All that a template gets. The comment at the top of `templates/report.md` describes it for users; keep
 //! both the same.
 
-use super::{axes, failures, figures, plot::PlotError, sections, text};
+use super::{axes, failures, figures, plot::PlotError, ranking, sections, text};
 use crate::table::{RunData, Tables};
 use minijinja::{Value, context};
 
@@ -63,10 +63,10 @@ pub(super) fn context(run: &RunData, tables: &Tables) -> Result<(Value, Figures)
         },
         time => sections::time(run),
         frontiers => frontiers,
-        frontier => sections::frontier_table(run, &tables.frontiers),
-        sparsity_mix => sections::sparsity_mix(run),
-        best => sections::best(run),
-        effects => sections::effects(run, tables),
+        frontier => ranking::frontier_table(run, &tables.frontiers),
+        sparsity_mix => ranking::sparsity_mix(run),
+        best => ranking::best(run),
+        effects => ranking::effects(run, tables),
         effects_figure => effects_figure,
         curves => curves,
         dead => sections::dead(run),

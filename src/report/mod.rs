@@ -9,6 +9,7 @@ mod context;
 mod failures;
 mod figures;
 mod plot;
+mod ranking;
 mod render;
 mod sections;
 mod text;

@@ -38,8 +38,11 @@ fn trim_zeros(number: &str) -> &str {
 pub(super) fn metric_value(name: &str, value: f64) -> String {
     match name {
         "dead_share" | "dense_share" => format!("{} %", trim_tenths(100.0 * value)),
-        "l0" if value.abs() >= 100.0 => format!("{value:.0}"),
-        "l0" => significant(value, 3),
+        "l0" => match value.abs() {
+            100.0.. => format!("{value:.0}"),
+            10.0.. => format!("{value:.1}"),
+            _ => format!("{value:.2}"),
+        },
         _ if is_score(name) && value.abs() < 10.0 => format!("{value:.4}"),
         _ => number(value),
     }
@@ -59,6 +62,15 @@ fn is_score(name: &str) -> bool {
             | "kl_div_score"
             | "l2_ratio"
     )
+}
+
+/// A difference or deviation of a metric: two digits, or as many as the metric itself shows.
+pub(super) fn metric_difference(name: &str, value: f64) -> String {
+    match name {
+        "dead_share" | "dense_share" => metric_value(name, value),
+        _ if is_score(name) => format!("{value:.4}"),
+        _ => significant(value, 2),
+    }
 }
 
 /// A metric's value where there is one.

@@ -17,7 +17,7 @@ use crate::{metric::Goal, trial::TrialId};
 #[cfg(test)]
 pub(crate) mod samples;
 
-pub use effects::{AxisEffect, AxisKind, Edge, Level, LevelRange, Side, axis_effects};
+pub use effects::{AxisEffect, AxisKind, Closest, Edge, Level, LevelRange, Side, axis_effects};
 pub use frontier::{FRONTIER_METRICS, Frontier, FrontierPoint, frontiers, pareto};
 pub use run_data::{
     CurvePoint, DENSITY_BIN_WIDTH, DENSITY_START, HostInfo, Objective, Outcome, RunData, StoreLine, TrialRow,

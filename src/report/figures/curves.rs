@@ -37,7 +37,14 @@ struct Quantity {
     log: bool,
 }
 
-const QUANTITIES: [Quantity; 4] = [
+/// A panel with what it shows of each trial.
+struct Drawn {
+    quantity: &'static Quantity,
+    y: Axis,
+    curves: Vec<Vec<(f64, f64)>>,
+}
+
+static QUANTITIES: [Quantity; 4] = [
     Quantity { metric: "losses/overall_loss", title: "overall loss", log: true },
     Quantity { metric: "metrics/l0", title: "L0: latents per token", log: true },
     Quantity { metric: "metrics/explained_variance", title: "explained variance", log: false },
@@ -52,14 +59,14 @@ pub(crate) fn curves_figure(run: &RunData) -> Result<Option<Curves>, PlotError> 
             trial.curve.iter().filter_map(|point| Some((point.step as f64, *point.values.get(metric)?)));
         thinned(points.filter(|point| point.1.is_finite()).collect())
     };
-    let mut panels: Vec<(&Quantity, Axis, Vec<Vec<(f64, f64)>>)> = Vec::new();
+    let mut panels: Vec<Drawn> = Vec::new();
     for quantity in &QUANTITIES {
         let curves: Vec<Vec<(f64, f64)>> = trials.iter().map(|trial| curve(trial, quantity.metric)).collect();
         if let Some(y) = value_axis(quantity, &trials, &curves) {
-            panels.push((quantity, y, curves));
+            panels.push(Drawn { quantity, y, curves });
         }
     }
-    let steps = panels.iter().flat_map(|(_, _, curves)| curves.iter().flatten().map(|point| point.0));
+    let steps = panels.iter().flat_map(|drawn| drawn.curves.iter().flatten().map(|point| point.0));
     let last_step = steps.fold(0.0, f64::max);
     if panels.is_empty() || last_step <= 0.0 {
         return Ok(None);
@@ -69,7 +76,7 @@ pub(crate) fn curves_figure(run: &RunData) -> Result<Option<Curves>, PlotError> 
     let rows = panels.len().div_ceil(2);
     let height = 14.0 + rows as f64 * (PANEL_HEIGHT + 58.0);
     let svg = Canvas::draw(WIDTH, height as u32, "Training curves", |canvas| {
-        for (i, (quantity, y, curves)) in panels.iter().enumerate() {
+        for (i, Drawn { quantity, y, curves }) in panels.iter().enumerate() {
             let rect = Rect {
                 left: 64.0 + (i % 2) as f64 * 312.0,
                 top: 14.0 + (i / 2) as f64 * (PANEL_HEIGHT + 58.0),
@@ -101,7 +108,7 @@ pub(crate) fn curves_figure(run: &RunData) -> Result<Option<Curves>, PlotError> 
         shown: trials.len(),
         available: run.trials.iter().filter(|trial| has_curve(trial)).count(),
         diverged,
-        metrics: panels.iter().map(|(quantity, ..)| quantity.metric).collect(),
+        metrics: panels.iter().map(|drawn| drawn.quantity.metric).collect(),
     }))
 }
 

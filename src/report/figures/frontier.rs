@@ -118,8 +118,13 @@ fn write_labels(
     let mut taken: Vec<Rect> = placed.iter().map(mark).collect();
     let few = placed.len() <= MAX_LABELLED;
     let in_order = placed.iter().filter(|point| point.2).chain(placed.iter().filter(|point| few && !point.2));
+    let mut written: Vec<(String, f64, f64)> = Vec::new();
     for (trial, (x, y), _) in in_order {
         let Some(label) = encoding.label(trial) else { continue };
+        // One label serves a cluster, as of repeats over seeds.
+        if written.iter().any(|(known, wx, wy)| *known == label && (wx - x).hypot(wy - y) < 22.0) {
+            continue;
+        }
         let width = text_width(&label, size);
         let half = width / 2.0;
         // The frontier rises to the right, so that below right and above left are off the line.
@@ -140,6 +145,7 @@ fn write_labels(
             if inside && !taken.iter().any(|other| overlap(own, *other)) {
                 canvas.text(&label, (cx, cy), Anchor::Middle, size, INK)?;
                 taken.push(own);
+                written.push((label, *x, *y));
                 break;
             }
         }

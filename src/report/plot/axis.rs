@@ -96,7 +96,7 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     };
     let miss = |ticks: &Vec<f64>| (ticks.len().max(1) as f64 / wanted.max(1) as f64).ln().abs();
     let sets = [10.0, 5.0, 2.0, 1.0, 0.5].map(|m| ticks(m * decade));
-    let enough = sets.into_iter().filter(|set| set.len() >= 2);
+    let enough = sets.into_iter().filter(|set| set.len() >= 3);
     enough.min_by(|a, b| miss(a).total_cmp(&miss(b))).unwrap_or_else(|| ticks(0.2 * decade))
 }
 
@@ -115,7 +115,7 @@ fn log_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
         &[1.0, 2.0, 3.0, 5.0, 7.0],
         &[1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
     ];
-    let enough = wanted.div_ceil(2).max(3);
+    let enough = (2 * wanted).div_ceil(5).max(3);
     for set in sets {
         let values: Vec<f64> = (low.floor() as i32..=high.ceil() as i32)
             .flat_map(|decade| set.iter().map(move |m| m * 10f64.powi(decade)))
