@@ -13,3 +13,4 @@ mod harvest;
 mod hub;
 mod model_golden;
 mod store;
+mod report;
