@@ -1,0 +1,222 @@
+//! Settings that are fine one by one and wrong together.
+//!
+//! [`View`] reads a trial's settings with `auto` worked out; [`contradictions`] lists what cannot be. What
+//! needs the language model or the data (a hook that exists, enough text) is checked by those who open them.
+
+use super::{keys, keys::Used, setting::Setting};
+use std::collections::BTreeMap;
+
+/// The settings of one trial, complete or not.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a>(&'a BTreeMap<&'static str, Setting>);
+
+impl<'a> View<'a> {
+    pub(crate) fn new(settings: &'a BTreeMap<&'static str, Setting>) -> Self {
+        Self(settings)
+    }
+
+    /// The value with `auto` worked out, and what no schedule reads set to what it would be by default.
+    pub(crate) fn resolved(self, name: &str) -> Option<Setting> {
+        let written = self.0.get(name)?;
+        match name {
+            "train.lr_end" if *written == Setting::Auto || !self.uses(name) => {
+                Some(Setting::Float(self.0.get("train.lr")?.as_float()? / 10.0))
+            }
+            "train.n_restart_cycles" if !self.uses(name) => Some(Setting::Int(1)),
+            "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
+            _ => Some(written.clone()),
+        }
+    }
+
+    /// Whether a trial with these settings reads this one.
+    pub(crate) fn uses(self, name: &str) -> bool {
+        let is_one_of = |setting: &str, words: &[&str]| self.text(setting).is_some_and(|word| words.contains(&word));
+        match keys::find(name).map(|key| key.used) {
+            Some(Used::Architectures(names)) => is_one_of("sae.architecture", names),
+            Some(Used::Schedulers(names)) => is_one_of("train.lr_scheduler_name", names),
+            Some(Used::Always) | None => true,
+        }
+    }
+
+    pub(crate) fn steps(self) -> Option<i64> {
+        let (tokens, batch_size) = (self.int("train.tokens")?, self.int("train.batch_size")?);
+        Some(tokens / batch_size + i64::from(tokens % batch_size != 0))
+    }
+
+    pub(crate) fn schedule_steps(self) -> Option<i64> {
+        Some(self.int("train.tokens")? / self.int("train.batch_size")?)
+    }
+
+    fn int(self, name: &str) -> Option<i64> {
+        self.resolved(name)?.as_int()
+    }
+
+    fn float(self, name: &str) -> Option<f64> {
+        self.resolved(name)?.as_float()
+    }
+
+    fn text(self, name: &str) -> Option<&'a str> {
+        self.0.get(name)?.as_text()
+    }
+}
+
+/// Settings that cannot be together.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Contradiction {
+    /// Those involved; the first that the user wrote is where the problem is reported.
+    pub(crate) keys: &'static [&'static str],
+    pub(crate) found: String,
+    pub(crate) expected: String,
+    pub(crate) hint: Option<String>,
+}
+
+/// Everything that is wrong with a trial's settings together. What is missing is not judged.
+pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
+    let checks = [
+        tokens_fill_a_batch,
+        store_fills_a_batch,
+        held_out_fills_a_sequence,
+        schedule_fits,
+        restarts_fit,
+        l1_warm_up_fits,
+        k_fits,
+        normalisation_fits,
+        cosine_end_allows_decay,
+    ];
+    checks.iter().filter_map(|check| check(view)).collect()
+}
+
+fn contradiction(keys: &'static [&'static str], found: String, expected: impl Into<String>) -> Contradiction {
+    Contradiction { keys, found, expected: expected.into(), hint: None }
+}
+
+fn tokens_fill_a_batch(view: View<'_>) -> Option<Contradiction> {
+    let (tokens, batch_size) = (view.int("train.tokens")?, view.int("train.batch_size")?);
+    (tokens < batch_size).then(|| {
+        contradiction(
+            &["train.tokens", "train.batch_size"],
+            format!("train.tokens = {tokens} with train.batch_size = {batch_size}"),
+            "tokens for at least one batch",
+        )
+    })
+}
+
+fn store_fills_a_batch(view: View<'_>) -> Option<Contradiction> {
+    let (rows, batch_size) = (view.int("store.tokens")?, view.int("train.batch_size")?);
+    let context_size = view.int("data.context_size")?;
+    // When the store only follows train.tokens, that contradiction is told already.
+    if rows < batch_size && view.int("train.tokens").is_some_and(|tokens| tokens >= batch_size) {
+        return Some(contradiction(
+            &["store.tokens", "train.batch_size"],
+            format!("store.tokens = {rows} with train.batch_size = {batch_size}"),
+            "a store of at least one batch",
+        ));
+    }
+    (rows < context_size).then(|| {
+        contradiction(
+            &["store.tokens", "train.tokens", "data.context_size"],
+            format!("store.tokens = {rows} with data.context_size = {context_size}"),
+            "a store of at least one sequence",
+        )
+    })
+}
+
+fn held_out_fills_a_sequence(view: View<'_>) -> Option<Contradiction> {
+    let (kept, context_size) = (view.int("data.eval_max_tokens")?, view.int("data.context_size")?);
+    (kept < context_size).then(|| {
+        contradiction(
+            &["data.eval_max_tokens", "data.context_size"],
+            format!("data.eval_max_tokens = {kept} with data.context_size = {context_size}"),
+            "held-out tokens for at least one sequence",
+        )
+    })
+}
+
+fn schedule_fits(view: View<'_>) -> Option<Contradiction> {
+    let steps = view.schedule_steps().filter(|steps| *steps > 0)?;
+    let (warm_up, decay) = (view.int("train.lr_warm_up_steps")?, view.int("train.lr_decay_steps")?);
+    let cosine = view.text("train.lr_scheduler_name").is_some_and(|name| name != "constant");
+    let between = i64::from(cosine);
+    if warm_up.saturating_add(decay).saturating_add(between) <= steps {
+        return None;
+    }
+    let expected = if cosine {
+        format!("together fewer than the {steps} steps of the run (train.tokens // train.batch_size): a cosine needs a step between")
+    } else {
+        format!("together at most the {steps} steps of the run (train.tokens // train.batch_size)")
+    };
+    Some(Contradiction {
+        hint: Some("let them follow the length: [derive] train.lr_decay_steps = \"train.steps // 5\"".to_owned()),
+        ..contradiction(
+            &["train.lr_decay_steps", "train.lr_warm_up_steps", "train.tokens", "train.batch_size"],
+            format!("train.lr_warm_up_steps = {warm_up} and train.lr_decay_steps = {decay}"),
+            expected,
+        )
+    })
+}
+
+fn restarts_fit(view: View<'_>) -> Option<Contradiction> {
+    if !view.uses("train.n_restart_cycles") {
+        return None;
+    }
+    let between = view.schedule_steps()? - view.int("train.lr_warm_up_steps")? - view.int("train.lr_decay_steps")?;
+    let cycles = view.int("train.n_restart_cycles")?;
+    (between > 0 && cycles > between).then(|| {
+        contradiction(
+            &["train.n_restart_cycles", "train.tokens"],
+            format!("train.n_restart_cycles = {cycles}"),
+            format!("at most one cycle for each of the {between} steps between warm-up and decay"),
+        )
+    })
+}
+
+fn l1_warm_up_fits(view: View<'_>) -> Option<Contradiction> {
+    if !view.uses("sae.l1_warm_up_steps") {
+        return None;
+    }
+    let (warm_up, steps) = (view.int("sae.l1_warm_up_steps")?, view.steps()?);
+    (warm_up > steps).then(|| Contradiction {
+        hint: Some("let it follow the length: [derive] sae.l1_warm_up_steps = \"train.steps // 20\"".to_owned()),
+        ..contradiction(
+            &["sae.l1_warm_up_steps", "train.tokens", "train.batch_size"],
+            format!("sae.l1_warm_up_steps = {warm_up}"),
+            format!("at most the {steps} steps of the run (train.tokens / train.batch_size)"),
+        )
+    })
+}
+
+fn k_fits(view: View<'_>) -> Option<Contradiction> {
+    if !view.uses("sae.k") {
+        return None;
+    }
+    let (k, d_sae) = (view.int("sae.k")?, view.int("sae.d_sae")?);
+    (k > d_sae).then(|| {
+        contradiction(&["sae.k", "sae.d_sae"], format!("sae.k = {k} with sae.d_sae = {d_sae}"), "k at most d_sae")
+    })
+}
+
+fn normalisation_fits(view: View<'_>) -> Option<Contradiction> {
+    let (architecture, mode) = (view.text("sae.architecture")?, view.text("sae.normalize_activations")?);
+    (architecture == "topk" && matches!(mode, "layer_norm" | "constant_norm_rescale")).then(|| Contradiction {
+        hint: Some("the auxiliary loss on dead latents is not defined for modes that are undone row by row".to_owned()),
+        ..contradiction(
+            &["sae.normalize_activations", "sae.architecture"],
+            format!("sae.normalize_activations = \"{mode}\" with sae.architecture = \"topk\""),
+            "for topk, one of \"none\", \"expected_average_only_in\", \"covariance_whitening\"",
+        )
+    })
+}
+
+fn cosine_end_allows_decay(view: View<'_>) -> Option<Contradiction> {
+    if !view.uses("train.lr_end") {
+        return None;
+    }
+    let (lr_end, decay) = (view.float("train.lr_end")?, view.int("train.lr_decay_steps")?);
+    (lr_end == 0.0 && decay > 0).then(|| {
+        contradiction(
+            &["train.lr_end", "train.lr_decay_steps"],
+            format!("train.lr_end = 0 with train.lr_decay_steps = {decay}"),
+            "a rate above 0 to decay from, or no decay after a cosine that ends at 0",
+        )
+    })
+}

@@ -1,0 +1,276 @@
+//! The table of all settings: name, kind, range, and whether trials may differ in it.
+//!
+//! `defaults.toml` documents the settings for users and holds their defaults; this table says what may be
+//! written. A test holds the two and the structs of `trial.rs` together. Start with [`KEYS`].
+
+use Kind::{Bool, Folder, Text, Word, Words};
+use Presence::{Auto, Default, Optional, Required};
+use Scope::{Sweep, Trial};
+use Used::{Always, Architectures, Schedulers};
+
+/// What may be written as a setting's value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Kind {
+    Bool,
+    /// A whole number in `[min, max]`.
+    Int {
+        min: i64,
+        max: i64,
+    },
+    /// A number in the range.
+    Float(Range),
+    /// Text; `empty` says whether "" is one.
+    Text {
+        empty: bool,
+    },
+    /// Text that can name a folder.
+    Folder,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A list of these words.
+    Words(&'static [&'static str]),
+}
+
+/// A range of numbers, open or closed at either end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Range {
+    pub(crate) min: f64,
+    pub(crate) min_open: bool,
+    pub(crate) max: f64,
+    pub(crate) max_open: bool,
+}
+
+impl Range {
+    pub(crate) fn contains(&self, x: f64) -> bool {
+        x.is_finite()
+            && (x > self.min || (!self.min_open && x == self.min))
+            && (x < self.max || (!self.max_open && x == self.max))
+    }
+}
+
+impl Kind {
+    /// What a value of this kind is, as an error message says it.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Bool => "true or false".to_owned(),
+            Self::Int { min, max: i64::MAX } => format!("a whole number, at least {min}"),
+            Self::Int { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Float(range) => {
+                let low = if range.min_open { "above" } else { "at least" };
+                let high = if range.max_open { "below" } else { "at most" };
+                if range.max == f64::INFINITY {
+                    format!("a number, {low} {}", range.min)
+                } else {
+                    format!("a number, {low} {} and {high} {}", range.min, range.max)
+                }
+            }
+            Self::Text { empty: true } => "text in quotes".to_owned(),
+            Self::Text { empty: false } => "text in quotes, not empty".to_owned(),
+            Self::Folder => {
+                "a name for a folder: letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 100"
+                    .to_owned()
+            }
+            Self::Word(words) => format!("one of {}", listed(words)),
+            Self::Words(words) => format!("a list of {}", listed(words)),
+        }
+    }
+}
+
+/// `"a", "b", "c"`.
+pub(crate) fn listed(words: &[&str]) -> String {
+    words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a setting has a default.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Presence {
+    Default,
+    /// The default is the word `auto`, which stands for this.
+    Auto(&'static str),
+    Required,
+    Optional,
+}
+
+/// Which trials use a setting.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Used {
+    Always,
+    /// Those of these architectures.
+    Architectures(&'static [&'static str]),
+    /// Those with these learning rate schedules.
+    Schedulers(&'static [&'static str]),
+}
+
+/// Whether a setting belongs to a trial or to the sweep as a whole.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Scope {
+    Sweep,
+    Trial,
+}
+
+/// One setting.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Key {
+    /// Full dotted name.
+    pub(crate) name: &'static str,
+    pub(crate) scope: Scope,
+    pub(crate) kind: Kind,
+    pub(crate) presence: Presence,
+    pub(crate) used: Used,
+}
+
+impl Key {
+    /// What may be written here, `auto` included.
+    pub(crate) fn describe(&self) -> String {
+        match self.presence {
+            Auto(meaning) => format!("{}; or \"auto\" ({meaning})", self.kind.describe()),
+            _ => self.kind.describe(),
+        }
+    }
+
+    pub(crate) fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(section, _)| section)
+    }
+}
+
+/// Sections that hold settings, in the order of `defaults.toml`.
+pub(crate) const SECTIONS: &[&str] =
+    &["sweep", "model", "data", "store", "sae", "train", "eval", "run", "devices", "report"];
+
+/// Parts of a sweep file that say what varies.
+pub(crate) const VARIATION: &[&str] = &["axes", "zip", "exclude", "derive", "trial"];
+
+/// Strategies there are.
+pub(crate) const STRATEGIES: &[&str] = &["grid", "random", "list"];
+
+const STANDARD: Used = Architectures(&["standard"]);
+const TOPK: Used = Architectures(&["topk"]);
+const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
+
+const fn int(min: i64) -> Kind {
+    Kind::Int { min, max: i64::MAX }
+}
+
+const fn at_least(min: f64) -> Kind {
+    Kind::Float(Range { min, min_open: false, max: f64::INFINITY, max_open: false })
+}
+
+const fn above(min: f64) -> Kind {
+    Kind::Float(Range { min, min_open: true, max: f64::INFINITY, max_open: false })
+}
+
+const fn between(min: f64, min_open: bool, max: f64, max_open: bool) -> Kind {
+    Kind::Float(Range { min, min_open, max, max_open })
+}
+
+const fn key(scope: Scope, name: &'static str, kind: Kind, presence: Presence) -> Key {
+    Key { name, scope, kind, presence, used: Always }
+}
+
+const fn used(name: &'static str, used: Used, kind: Kind, presence: Presence) -> Key {
+    Key { name, scope: Trial, kind, presence, used }
+}
+
+/// A context longer than this is a slip of the finger.
+const MAX_CONTEXT: i64 = 1 << 20;
+/// Sizes of matrices: products of two of them must not overflow.
+const MAX_SIZE: i64 = 1 << 30;
+
+/// Every setting, in the order of `defaults.toml`.
+pub(crate) const KEYS: &[Key] = &[
+    key(Sweep, "sweep.name", Folder, Required),
+    key(Sweep, "sweep.strategy", Word(STRATEGIES), Default),
+    key(Sweep, "sweep.trials", int(1), Optional),
+    key(Sweep, "sweep.seed", int(0), Default),
+    key(Sweep, "sweep.max_trials", Kind::Int { min: 1, max: 1_000_000 }, Default),
+    key(Sweep, "sweep.objective.metric", Text { empty: false }, Default),
+    key(
+        Sweep,
+        "sweep.objective.goal",
+        Word(&["maximize", "minimize"]),
+        Auto("the metric's own direction"),
+    ),
+    key(Trial, "model.name", Text { empty: false }, Required),
+    key(Trial, "model.hook", Text { empty: false }, Required),
+    key(Trial, "data.dataset", Text { empty: false }, Required),
+    key(Trial, "data.column", Text { empty: true }, Default),
+    key(Trial, "data.context_size", Kind::Int { min: 2, max: MAX_CONTEXT }, Default),
+    key(Trial, "data.prepend_bos", Bool, Default),
+    key(Trial, "data.sequence_separator_token", Word(&["bos", "eos", "sep", "none"]), Default),
+    key(Trial, "data.disable_concat_sequences", Bool, Default),
+    key(Trial, "data.eval_fraction", between(0.0, true, 1.0, true), Default),
+    key(Trial, "data.eval_max_tokens", int(2), Default),
+    key(Sweep, "store.dir", Text { empty: true }, Default),
+    key(Trial, "store.tokens", int(1), Auto("as many as train.tokens")),
+    key(Trial, "store.dtype", Word(&["float32", "float16", "bfloat16"]), Default),
+    key(Trial, "store.shuffle_buffer_rows", int(1), Default),
+    key(Trial, "store.shuffle_seed", int(0), Default),
+    key(Trial, "sae.architecture", Word(&["standard", "topk"]), Default),
+    key(Trial, "sae.d_sae", Kind::Int { min: 1, max: MAX_SIZE }, Required),
+    key(Trial, "sae.apply_b_dec_to_input", Bool, Default),
+    key(
+        Trial,
+        "sae.normalize_activations",
+        Word(&[
+            "none",
+            "expected_average_only_in",
+            "constant_norm_rescale",
+            "layer_norm",
+            "covariance_whitening",
+        ]),
+        Default,
+    ),
+    key(Trial, "sae.decoder_init_norm", at_least(0.0), Default),
+    used("sae.l1_coefficient", STANDARD, at_least(0.0), Default),
+    used("sae.lp_norm", STANDARD, above(0.0), Default),
+    used("sae.l1_warm_up_steps", STANDARD, int(0), Default),
+    used("sae.k", TOPK, Kind::Int { min: 1, max: MAX_SIZE }, Default),
+    used("sae.aux_loss_coefficient", TOPK, at_least(0.0), Default),
+    used("sae.rescale_acts_by_decoder_norm", TOPK, Bool, Default),
+    key(Trial, "train.tokens", int(1), Required),
+    key(Trial, "train.batch_size", Kind::Int { min: 1, max: MAX_SIZE }, Default),
+    key(Trial, "train.lr", above(0.0), Default),
+    key(
+        Trial,
+        "train.lr_scheduler_name",
+        Word(&["constant", "cosineannealing", "cosineannealingwarmrestarts"]),
+        Default,
+    ),
+    used("train.lr_end", Schedulers(COSINES), at_least(0.0), Auto("a tenth of train.lr")),
+    key(Trial, "train.lr_warm_up_steps", int(0), Default),
+    key(Trial, "train.lr_decay_steps", int(0), Default),
+    used("train.n_restart_cycles", Schedulers(&["cosineannealingwarmrestarts"]), int(1), Default),
+    key(Trial, "train.adam_beta1", between(0.0, false, 1.0, true), Default),
+    key(Trial, "train.adam_beta2", between(0.0, false, 1.0, true), Default),
+    key(Trial, "train.seed", int(0), Default),
+    key(Trial, "train.data_seed", int(0), Default),
+    key(Trial, "train.dead_feature_window", int(1), Default),
+    key(Trial, "train.feature_sampling_window", int(1), Default),
+    key(Trial, "eval.exclude_special_tokens", Bool, Default),
+    key(Sweep, "run.retries", Kind::Int { min: 0, max: 1000 }, Default),
+    key(Sweep, "run.on_failure", Word(&["continue", "stop"]), Default),
+    key(Sweep, "run.log_every_steps", int(1), Default),
+    key(Sweep, "run.checkpoint_every_steps", int(0), Default),
+    key(Sweep, "run.checkpoint_every_minutes", at_least(0.0), Default),
+    key(Sweep, "run.grace_secs", at_least(0.0), Default),
+    key(Sweep, "devices.use", Words(&["cpu", "cuda", "metal"]), Default),
+    key(Sweep, "devices.cpu_slots", Kind::Int { min: 0, max: 4096 }, Default),
+    key(Sweep, "devices.threads_per_trial", Kind::Int { min: 0, max: 4096 }, Default),
+    key(Sweep, "report.template", Text { empty: true }, Default),
+    key(Sweep, "report.top", int(1), Default),
+];
+
+/// Finds a setting by its full dotted name.
+pub(crate) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// Whether settings lie below this dotted name.
+pub(crate) fn is_prefix(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The settings of a trial.
+pub(crate) fn trial_keys() -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(|key| key.scope == Trial)
+}
