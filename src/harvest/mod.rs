@@ -1,1 +1,1 @@
-//! harvest.
+//! Harvest.

@@ -1,4 +1,7 @@
 //! Integration tests: one binary, one module a subject.
 
+mod data;
+mod hub;
 mod model_golden;
 mod sched_processes;
+mod store;
