@@ -1,0 +1,320 @@
+//! The specification: every step dense, in double precision, one formula a line.
+//!
+//! Formulas follow SAELens 6.54 (`standard_sae.py`, `topk_sae.py`, `sae_trainer.py`). Shapes: x (B, D),
+//! weights (F, D), activations (B, F). The kernels are tested against this file, and this file against
+//! finite differences of its own losses. It is slow and meant to be.
+
+use super::adam::AdamStep;
+use super::params::Params;
+use super::standard::StandardStep;
+use super::topk::TopKStep;
+use super::workspace::StepLosses;
+
+/// What a step gives.
+#[derive(Debug, Clone)]
+pub struct StepOutcome {
+    /// The losses before the update.
+    pub losses: StepLosses,
+    /// Gradients of `losses.overall`.
+    pub grads: Params<f64>,
+    /// Activations after the activation function, (B, F), in units in which `acts W_dec + b_dec` decodes.
+    pub acts: Vec<f64>,
+    /// Reconstruction, (B, D).
+    pub reconstruction: Vec<f64>,
+}
+
+/// One standard step (ReLU, L1 weighted by decoder norms); Bricken et al. 2023, Conerly et al. 2024.
+pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> StepOutcome {
+    let sizes = Sizes::new(params, x);
+    let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
+    let scale = 1.0 / n_tokens as f64;
+
+    // pre = (x - a b_dec) W_enc^T + b_enc; f = relu(pre)
+    let x_in = encoder_input(params, step.apply_b_dec_to_input, x);
+    let pre = pre_activations(params, &x_in);
+    let acts: Vec<f64> = pre.iter().map(|&value| relu(value)).collect();
+    let reconstruction = decoded(params, &acts, n_tokens);
+    let norms = decoder_norms(params);
+
+    // mse = mean_b |xhat - x|^2
+    let error: Vec<f64> = reconstruction.iter().zip(x).map(|(a, b)| a - b).collect();
+    let mse = scale * error.iter().map(|e| e * e).sum::<f64>();
+
+    // l1 = lambda mean_b | f_b * n |_p, with n_i = |W_dec,i|
+    let p = step.lp_norm;
+    let mut weighted_norms = vec![0.0; n_tokens];
+    for b in 0..n_tokens {
+        let total: f64 = (0..d_sae).map(|f| power(acts[b * d_sae + f] * norms[f], p)).sum();
+        weighted_norms[b] = if p == 1.0 { total } else { total.powf(1.0 / p) };
+    }
+    let sparsity = step.l1_coefficient * scale * weighted_norms.iter().sum::<f64>();
+
+    // With y = f * n: d|y|_p / dy_i = (y_i / |y|_p)^(p - 1), and 0 where y_i = 0.
+    let mut grads = Params::zeros(d_in, d_sae);
+    let mut d_pre = vec![0.0; n_tokens * d_sae];
+    let mut d_norms = vec![0.0; d_sae];
+    let g: Vec<f64> = error.iter().map(|e| 2.0 * scale * e).collect();
+    for b in 0..n_tokens {
+        for f in 0..d_sae {
+            let act = acts[b * d_sae + f];
+            if act == 0.0 {
+                continue;
+            }
+            let slope = slope_of_p_norm(act * norms[f], weighted_norms[b], p);
+            let d_act = dot(&g[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in])
+                + step.l1_coefficient * scale * norms[f] * slope;
+            d_pre[b * d_sae + f] = d_act;
+            d_norms[f] += step.l1_coefficient * scale * act * slope;
+        }
+    }
+    sizes.add_decoder_gradients(&mut grads, &acts, &g);
+    sizes.add_encoder_gradients(&mut grads, &d_pre, &x_in);
+    // n_i is in the graph: d n_i / d W_dec,i = W_dec,i / n_i, and 0 at 0.
+    for f in 0..d_sae {
+        for d in 0..d_in {
+            if norms[f] > 0.0 {
+                grads.w_dec[f * d_in + d] += d_norms[f] * params.w_dec[f * d_in + d] / norms[f];
+            }
+        }
+    }
+    sizes.add_decoder_bias_gradient(&mut grads, params, &g, step.apply_b_dec_to_input);
+
+    let l0 = scale * acts.iter().filter(|&&act| act != 0.0).count() as f64;
+    let losses = StepLosses { overall: mse + sparsity, mse, sparsity, l0 };
+    StepOutcome { losses, grads, acts, reconstruction }
+}
+
+/// One TopK step (Gao et al. 2024, with the auxiliary loss as SAELens 6.54 has it).
+///
+/// The k largest are chosen by `pre` or, with `rescale_acts_by_decoder_norm`, by `pre * n` (n_i = |W_dec,i|);
+/// of equal values the lower index wins. SAELens then decodes `relu(pre * n) / n`: n cancels, in the value
+/// and in the gradient, so the code below decodes `relu(pre)`.
+pub fn topk_step(params: &Params<f64>, step: &TopKStep, dead: &[bool], x: &[f64]) -> StepOutcome {
+    let sizes = Sizes::new(params, x);
+    let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
+    let scale = 1.0 / n_tokens as f64;
+
+    let x_in = encoder_input(params, step.apply_b_dec_to_input, x);
+    let pre = pre_activations(params, &x_in);
+    let norms = decoder_norms(params);
+    let order: Vec<f64> = (0..pre.len())
+        .map(|i| if step.rescale_acts_by_decoder_norm { pre[i] * norms[i % d_sae] } else { pre[i] })
+        .collect();
+    let mut acts = vec![0.0; n_tokens * d_sae];
+    for b in 0..n_tokens {
+        for f in largest(&order[b * d_sae..][..d_sae], step.k, |_| true) {
+            acts[b * d_sae + f] = relu(pre[b * d_sae + f]);
+        }
+    }
+    let reconstruction = decoded(params, &acts, n_tokens);
+    let error: Vec<f64> = reconstruction.iter().zip(x).map(|(a, b)| a - b).collect();
+    let mse = scale * error.iter().map(|e| e * e).sum::<f64>();
+
+    let mut grads = Params::zeros(d_in, d_sae);
+    let g: Vec<f64> = error.iter().map(|e| 2.0 * scale * e).collect();
+    let mut d_pre = vec![0.0; n_tokens * d_sae];
+    for b in 0..n_tokens {
+        for f in 0..d_sae {
+            if acts[b * d_sae + f] != 0.0 {
+                d_pre[b * d_sae + f] = dot(&g[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in]);
+            }
+        }
+    }
+    sizes.add_decoder_gradients(&mut grads, &acts, &g);
+
+    // aux = c s mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(D/2, n_dead) largest
+    // pre-activations of dead latents (not relu'd), s = min(n_dead / (D/2), 1).
+    let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
+    let k_aux = (d_in / 2).min(n_dead);
+    let mut sparsity = 0.0;
+    if k_aux > 0 {
+        let weight = step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2) as f64).min(1.0);
+        let mut aux = vec![0.0; n_tokens * d_sae];
+        for b in 0..n_tokens {
+            for f in largest(&order[b * d_sae..][..d_sae], k_aux, |f| dead[f]) {
+                aux[b * d_sae + f] = pre[b * d_sae + f];
+            }
+        }
+        let mut residual = error.clone();
+        for b in 0..n_tokens {
+            for f in 0..d_sae {
+                let (z, row) = (aux[b * d_sae + f], &params.w_dec[f * d_in..][..d_in]);
+                (0..d_in).for_each(|d| residual[b * d_in + d] += z * row[d]);
+            }
+        }
+        sparsity = weight * scale * residual.iter().map(|r| r * r).sum::<f64>();
+        let g_aux: Vec<f64> = residual.iter().map(|r| 2.0 * weight * scale * r).collect();
+        for b in 0..n_tokens {
+            for f in 0..d_sae {
+                if aux[b * d_sae + f] != 0.0 {
+                    d_pre[b * d_sae + f] +=
+                        dot(&g_aux[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in]);
+                }
+            }
+        }
+        sizes.add_decoder_gradients(&mut grads, &aux, &g_aux);
+    }
+    sizes.add_encoder_gradients(&mut grads, &d_pre, &x_in);
+    sizes.add_decoder_bias_gradient(&mut grads, params, &g, step.apply_b_dec_to_input);
+
+    let l0 = scale * acts.iter().filter(|&&act| act != 0.0).count() as f64;
+    let losses = StepLosses { overall: mse + sparsity, mse, sparsity, l0 };
+    StepOutcome { losses, grads, acts, reconstruction }
+}
+
+/// Global clip (`torch.nn.utils.clip_grad_norm_`), then Adam (`torch.optim.Adam`, Kingma and Ba 2015).
+/// Returns the norm before clipping.
+pub fn clip_and_adam(
+    params: &mut Params<f64>,
+    grads: &Params<f64>,
+    m: &mut Params<f64>,
+    v: &mut Params<f64>,
+    step: &AdamStep,
+) -> f64 {
+    let total: f64 = grads.arrays().iter().flat_map(|array| array.iter()).map(|g| g * g).sum();
+    let norm = total.sqrt();
+    let clip = step.clip_factor(norm);
+    let bias1 = 1.0 - step.beta1.powf(step.t as f64);
+    let bias2 = 1.0 - step.beta2.powf(step.t as f64);
+    let mut update = |p: &mut [f64], g: &[f64], m: &mut [f64], v: &mut [f64]| {
+        for i in 0..p.len() {
+            let g = g[i] * clip;
+            m[i] = step.beta1 * m[i] + (1.0 - step.beta1) * g;
+            v[i] = step.beta2 * v[i] + (1.0 - step.beta2) * g * g;
+            p[i] -= step.lr / bias1 * m[i] / (v[i].sqrt() / bias2.sqrt() + step.eps);
+        }
+    };
+    update(&mut params.w_enc, &grads.w_enc, &mut m.w_enc, &mut v.w_enc);
+    update(&mut params.w_dec, &grads.w_dec, &mut m.w_dec, &mut v.w_dec);
+    update(&mut params.b_enc, &grads.b_enc, &mut m.b_enc, &mut v.b_enc);
+    update(&mut params.b_dec, &grads.b_dec, &mut m.b_dec, &mut v.b_dec);
+    norm
+}
+
+/// `x - a b_dec`, (B, D).
+pub fn encoder_input(params: &Params<f64>, apply_b_dec_to_input: bool, x: &[f64]) -> Vec<f64> {
+    let a = f64::from(u8::from(apply_b_dec_to_input));
+    x.iter().enumerate().map(|(i, value)| value - a * params.b_dec[i % params.d_in()]).collect()
+}
+
+/// `x_in W_enc^T + b_enc`, (B, F).
+pub fn pre_activations(params: &Params<f64>, x_in: &[f64]) -> Vec<f64> {
+    let (d_in, d_sae) = (params.d_in(), params.d_sae());
+    let mut pre = Vec::with_capacity(x_in.len() / d_in * d_sae);
+    for token in x_in.chunks_exact(d_in) {
+        pre.extend((0..d_sae).map(|f| dot(token, &params.w_enc[f * d_in..][..d_in]) + params.b_enc[f]));
+    }
+    pre
+}
+
+/// `acts W_dec + b_dec`, (B, D).
+pub fn decoded(params: &Params<f64>, acts: &[f64], n_tokens: usize) -> Vec<f64> {
+    let (d_in, d_sae) = (params.d_in(), params.d_sae());
+    let mut out = Vec::with_capacity(n_tokens * d_in);
+    for b in 0..n_tokens {
+        let mut row = params.b_dec.clone();
+        for f in 0..d_sae {
+            (0..d_in).for_each(|d| row[d] += acts[b * d_sae + f] * params.w_dec[f * d_in + d]);
+        }
+        out.extend(row);
+    }
+    out
+}
+
+/// `|W_dec,i|` for every latent, (F).
+pub fn decoder_norms(params: &Params<f64>) -> Vec<f64> {
+    params.w_dec.chunks_exact(params.d_in()).map(|row| dot(row, row).sqrt()).collect()
+}
+
+/// Indices of the `k` largest values among those allowed, in rising order of index. Of equal values the
+/// lower index wins; NaN counts as larger than every number.
+pub fn largest(values: &[f64], k: usize, allowed: impl Fn(usize) -> bool) -> Vec<usize> {
+    let rank = |i: usize| if values[i].is_nan() { f64::INFINITY } else { values[i] };
+    let mut order: Vec<usize> = (0..values.len()).filter(|&i| allowed(i)).collect();
+    order.sort_by(|&i, &j| rank(j).total_cmp(&rank(i)).then(i.cmp(&j)));
+    order.truncate(k);
+    order.sort_unstable();
+    order
+}
+
+struct Sizes {
+    d_in: usize,
+    d_sae: usize,
+    n_tokens: usize,
+}
+
+impl Sizes {
+    fn new(params: &Params<f64>, x: &[f64]) -> Self {
+        let (d_in, d_sae) = (params.d_in(), params.d_sae());
+        params.check(d_in, d_sae);
+        assert_eq!(x.len() % d_in, 0, "x is (B, D)");
+        Self { d_in, d_sae, n_tokens: x.len() / d_in }
+    }
+
+    /// dW_dec += f^T g
+    fn add_decoder_gradients(&self, grads: &mut Params<f64>, acts: &[f64], g: &[f64]) {
+        self.add_outer(&mut grads.w_dec, acts, g);
+    }
+
+    /// dW_enc += dpre^T x_in; db_enc += sum_b dpre
+    fn add_encoder_gradients(&self, grads: &mut Params<f64>, d_pre: &[f64], x_in: &[f64]) {
+        self.add_outer(&mut grads.w_enc, d_pre, x_in);
+        for row in d_pre.chunks_exact(self.d_sae) {
+            (0..self.d_sae).for_each(|f| grads.b_enc[f] += row[f]);
+        }
+    }
+
+    /// db_dec += sum_b g - a (sum_b dpre) W_enc
+    fn add_decoder_bias_gradient(
+        &self,
+        grads: &mut Params<f64>,
+        params: &Params<f64>,
+        g: &[f64],
+        apply_b_dec_to_input: bool,
+    ) {
+        for row in g.chunks_exact(self.d_in) {
+            (0..self.d_in).for_each(|d| grads.b_dec[d] += row[d]);
+        }
+        if apply_b_dec_to_input {
+            for f in 0..self.d_sae {
+                let total = grads.b_enc[f];
+                (0..self.d_in).for_each(|d| grads.b_dec[d] -= total * params.w_enc[f * self.d_in + d]);
+            }
+        }
+    }
+
+    /// out (F, D) += left^T right, left (B, F), right (B, D)
+    fn add_outer(&self, out: &mut [f64], left: &[f64], right: &[f64]) {
+        for b in 0..self.n_tokens {
+            for f in 0..self.d_sae {
+                let value = left[b * self.d_sae + f];
+                for d in 0..self.d_in {
+                    out[f * self.d_in + d] += value * right[b * self.d_in + d];
+                }
+            }
+        }
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// relu that lets NaN through, so that a broken step shows in its loss.
+fn relu(value: f64) -> f64 {
+    if value <= 0.0 { 0.0 } else { value }
+}
+
+fn power(y: f64, p: f64) -> f64 {
+    if p == 1.0 || y == 0.0 { y } else { y.powf(p) }
+}
+
+fn slope_of_p_norm(y: f64, norm: f64, p: f64) -> f64 {
+    if p == 1.0 {
+        1.0
+    } else if y == 0.0 {
+        0.0
+    } else {
+        (y / norm).powf(p - 1.0)
+    }
+}
