@@ -1,1 +1,22 @@
-//! sae.
+//! The sparse autoencoder as a thing of its own: how it starts, how activations are scaled for it, how it
+//! reconstructs, and how it lies on disk in SAELens' format.
+//!
+//! Start with [`Sae`]. Nothing here knows of training steps, stores or trials' folders. Both weight
+//! matrices are held (F, D), one row per latent; only the files on disk have SAELens' (D, F) encoder.
+
+mod config_json;
+mod dense;
+mod eigen;
+mod fold;
+pub(crate) mod folder;
+mod format;
+mod inference;
+mod init;
+mod normalize;
+
+pub use config_json::ConfigProblem;
+pub use fold::{fold_decoder_norms, fold_scale, fold_whitening};
+pub use format::{CONFIG_FILE, SPARSITY_FILE, SaeError, SaveInfo, WEIGHTS_FILE, load, load_sparsity, save};
+pub use inference::Sae;
+pub use init::init;
+pub use normalize::{Normalizer, RowScales, Whitening};

@@ -1,1 +1,27 @@
-//! train.
+//! One trial's training: schedules, the step, dead and density bookkeeping, metrics lines, checkpoints, and
+//! the loop that ties them together.
+//!
+//! Start with [`train`]; [`Trainer`] is the same step for batches from anywhere. Nothing here reads a clock
+//! or watches for signals: both come in through [`Hooks`].
+
+mod checkpoint;
+mod firing;
+mod metrics;
+#[cfg(test)]
+mod resume_tests;
+mod run;
+mod schedules;
+mod trainer;
+
+pub use checkpoint::remove as remove_checkpoint;
+pub use firing::Firing;
+pub use metrics::LogLine;
+pub use run::{Hooks, TrainError, TrainOutcome, train};
+pub use schedules::{l1_coefficient, learning_rate};
+pub use trainer::{StepReport, Trained, Trainer};
+
+/// Name of the file with one line of metrics every `run.log_every_steps` steps, in the trial's folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// Name of the checkpoint's folder in the trial's folder.
+pub const CHECKPOINT_FOLDER: &str = "checkpoint";

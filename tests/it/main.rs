@@ -3,5 +3,8 @@
 mod data;
 mod hub;
 mod model_golden;
+mod sae_format;
 mod sched_processes;
 mod store;
+mod train_golden;
+mod train_loop;

@@ -1,0 +1,230 @@
+//! The training step and what it carries from one to the next.
+//!
+//! [`Trainer`] takes batches from whoever calls it: the loop gives it rows of the store, the golden test the
+//! batches of another implementation. Both go through the same code.
+
+use super::{
+    firing::Firing,
+    metrics::{ExplainedVariance, LogLine},
+    schedules::{l1_coefficient, learning_rate},
+};
+use crate::{
+    kernels::{self, AdamStep, Params, Pool, Shape, StandardStep, StepLosses, TopKStep, Workspace},
+    sae::{self, Normalizer, RowScales, Sae},
+    trial::{Architecture, NormalizeActivations, SaeConfig, TrainConfig},
+};
+
+/// All gradients together are clipped to this norm, as in SAELens, where it is no setting either.
+const MAX_GRAD_NORM: f64 = 1.0;
+
+/// Adam's epsilon.
+const ADAM_EPS: f64 = 1e-8;
+
+/// Everything a run carries from step to step. The public parts are what a checkpoint holds.
+pub struct Trainer {
+    sae: SaeConfig,
+    train: TrainConfig,
+    d_in: usize,
+    normalizer: Normalizer,
+    /// Weights in the scaled space.
+    pub params: Params,
+    /// Adam's first moments.
+    pub m: Params,
+    /// Adam's second moments.
+    pub v: Params,
+    /// Firing counts.
+    pub firing: Firing,
+    /// Steps done.
+    pub steps: u64,
+    /// Losses of the last step.
+    pub losses: StepLosses,
+    grads: Params,
+    ws: Workspace,
+    scaled: Vec<f32>,
+    scales: RowScales,
+}
+
+/// What one step came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Losses before the update.
+    pub losses: StepLosses,
+    /// Norm of all gradients together, before they were clipped; NaN when the loss already was not finite.
+    pub grad_norm: f64,
+}
+
+impl StepReport {
+    /// Whether the run can go on from here.
+    pub fn is_finite(&self) -> bool {
+        self.losses.overall.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+/// A trained SAE and what training says about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trained {
+    /// The SAE, with everything folded that can be: exactly what belongs on disk.
+    pub sae: Sae,
+    /// (F) log10 of the firing frequency over the last sampling window plus 1e-10.
+    pub sparsity: Vec<f32>,
+    /// Losses of the last step.
+    pub losses: StepLosses,
+    /// Mean latents per token over the last sampling window.
+    pub l0: f64,
+    /// Latents silent for more than `train.dead_feature_window` steps.
+    pub n_dead: u64,
+}
+
+impl Trained {
+    /// Share of latents that are dead.
+    pub fn dead_share(&self) -> f64 {
+        self.n_dead as f64 / self.sae.cfg.d_sae as f64
+    }
+}
+
+impl Trainer {
+    /// A run that starts from `params`, whose activations are scaled by `normalizer`.
+    pub fn new(
+        sae: &SaeConfig,
+        train: &TrainConfig,
+        d_in: usize,
+        params: Params,
+        normalizer: Normalizer,
+        pool: &Pool,
+    ) -> Self {
+        let shape = Shape { d_in, d_sae: sae.d_sae, batch: train.batch_size };
+        Self {
+            sae: sae.clone(),
+            train: train.clone(),
+            d_in,
+            normalizer,
+            params,
+            m: Params::zeros(d_in, sae.d_sae),
+            v: Params::zeros(d_in, sae.d_sae),
+            grads: Params::zeros(d_in, sae.d_sae),
+            firing: Firing::new(sae.d_sae),
+            steps: 0,
+            losses: StepLosses::default(),
+            ws: Workspace::new(shape, pool),
+            scaled: vec![0.0; train.batch_size * d_in],
+            scales: RowScales::default(),
+        }
+    }
+
+    /// One step on the batch `x` (B, D) of activations as the model made them. When the report is not
+    /// finite the run is over: the weights may be unusable.
+    pub fn step(&mut self, pool: &Pool, x: &[f32]) -> StepReport {
+        assert_eq!(x.len(), self.scaled.len(), "a batch has train.batch_size rows");
+        self.firing.begin_step(self.steps, self.train.feature_sampling_window);
+        self.normalizer.apply(pool, x, self.d_in, &mut self.scaled, &mut self.scales);
+        let losses = self.gradients(pool);
+        self.losses = losses;
+        if !losses.overall.is_finite() {
+            return StepReport { losses, grad_norm: f64::NAN };
+        }
+        self.firing.count(self.ws.fired(), self.train.batch_size);
+        let adam = AdamStep {
+            lr: learning_rate(&self.train, self.steps),
+            beta1: self.train.adam_beta1,
+            beta2: self.train.adam_beta2,
+            eps: ADAM_EPS,
+            t: self.steps + 1,
+            max_grad_norm: MAX_GRAD_NORM,
+        };
+        let grad_norm =
+            kernels::clip_and_adam(pool, &mut self.params, &self.grads, &mut self.m, &mut self.v, &adam);
+        self.steps += 1;
+        StepReport { losses, grad_norm }
+    }
+
+    /// Losses of the scaled batch; their gradients go to `self.grads`.
+    fn gradients(&mut self, pool: &Pool) -> StepLosses {
+        let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
+        match self.sae.architecture {
+            Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } => {
+                let l1_coefficient = l1_coefficient(last, l1_warm_up_steps, self.steps);
+                let step = StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input };
+                kernels::standard_step(pool, &mut self.ws, &self.params, &step, &self.scaled, &mut self.grads)
+            }
+            Architecture::TopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
+                let dead = self.firing.dead(self.train.dead_feature_window);
+                let step =
+                    TopKStep { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, apply_b_dec_to_input };
+                kernels::topk_step(
+                    pool,
+                    &mut self.ws,
+                    &self.params,
+                    &step,
+                    &dead,
+                    &self.scaled,
+                    &mut self.grads,
+                )
+            }
+        }
+    }
+
+    /// The line of `metrics.jsonl` for the step just done on batch `x`.
+    pub fn log_line(&self, x: &[f32]) -> LogLine {
+        let explained = if self.normalizer.is_per_row() {
+            // These modes are undone on the reconstruction: compare with the rows as they came.
+            let mut x_hat = self.ws.reconstruction().to_vec();
+            self.normalizer.undo(&self.scales, self.d_in, &mut x_hat);
+            ExplainedVariance::of(x, &x_hat, self.d_in)
+        } else {
+            ExplainedVariance::of(&self.scaled, self.ws.reconstruction(), self.d_in)
+        };
+        let (other_loss, l1_coefficient) = match self.sae.architecture {
+            Architecture::Standard { l1_coefficient: last, l1_warm_up_steps, .. } => {
+                ("losses/l1_loss", Some(l1_coefficient(last, l1_warm_up_steps, self.steps)))
+            }
+            Architecture::TopK { .. } => ("losses/auxiliary_reconstruction_loss", None),
+        };
+        LogLine {
+            step: self.steps,
+            overall_loss: self.losses.overall,
+            mse_loss: self.losses.mse,
+            other_loss: (other_loss, self.losses.sparsity),
+            explained,
+            l0: self.losses.l0,
+            mean_passes_since_fired: self.firing.mean_steps_since_fired(),
+            dead_features: self.firing.n_dead(self.train.dead_feature_window),
+            learning_rate: learning_rate(&self.train, self.steps),
+            n_training_samples: self.steps * self.train.batch_size as u64,
+            l1_coefficient,
+        }
+    }
+
+    /// Ends the run: folds what can be folded, so that the SAE takes activations as the model makes them.
+    pub fn finish(self, pool: &Pool) -> Trained {
+        let mut cfg = self.sae;
+        let mut params = self.params;
+        if let Normalizer::Whiten { whitening, .. } = &self.normalizer {
+            if let Architecture::TopK { rescale_acts_by_decoder_norm: rescale @ true, .. } =
+                &mut cfg.architecture
+            {
+                // Undoing the whitening changes the decoder's norms, and with them the choice of the k
+                // largest; with the norms already in the encoder it does not depend on them.
+                sae::fold_decoder_norms(&mut params, self.d_in);
+                *rescale = false;
+            }
+            sae::fold_whitening(pool, &mut params, whitening, cfg.apply_b_dec_to_input);
+        }
+        if let Normalizer::Scale(factor) = self.normalizer {
+            sae::fold_scale(&mut params, factor);
+        }
+        if !self.normalizer.is_per_row() {
+            cfg.normalize_activations = NormalizeActivations::None;
+        }
+        if matches!(cfg.architecture, Architecture::TopK { rescale_acts_by_decoder_norm: true, .. }) {
+            // As SAELens exports it: the setting stays, and has nothing left to do.
+            sae::fold_decoder_norms(&mut params, self.d_in);
+        }
+        Trained {
+            sparsity: self.firing.log10_frequency(),
+            losses: self.losses,
+            l0: self.firing.l0(),
+            n_dead: self.firing.n_dead(self.train.dead_feature_window),
+            sae: Sae { cfg, d_in: self.d_in, params },
+        }
+    }
+}

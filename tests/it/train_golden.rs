@@ -1,0 +1,238 @@
+//! Training follows SAELens' own trainer step by step: same initial weights, same batches, same scaling.
+//!
+//! `tests/fixtures/train/make_golden.py` ran the real trainer and wrote down what it logged.
+
+use saesweep::{
+    kernels::{Params, Pool},
+    sae::{Normalizer, Whitening},
+    train::{LogLine, Trainer, l1_coefficient, learning_rate},
+    trial::{LrScheduler, SaeConfig, TrainConfig},
+};
+use safetensors::SafeTensors;
+use serde_json::{Map, Value, json};
+
+const JSON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/train/golden.json"));
+const TENSORS: &[u8] =
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/train/golden.safetensors"));
+const SCHEDULES: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/train/schedules.json"));
+
+/// Allowed relative deviation of a loss at any step.
+const LOSS_TOLERANCE: f64 = 1e-5;
+/// Allowed absolute deviation of an exported weight; weights are of order 0.1 to 1.
+const WEIGHT_TOLERANCE: f64 = 2e-5;
+
+struct Golden {
+    d_in: usize,
+    batch_size: usize,
+    cases: Map<String, Value>,
+    tensors: SafeTensors<'static>,
+}
+
+impl Golden {
+    fn load() -> Self {
+        let json: Value = serde_json::from_str(JSON).unwrap();
+        Self {
+            d_in: json["d_in"].as_u64().unwrap() as usize,
+            batch_size: json["batch_size"].as_u64().unwrap() as usize,
+            cases: json["cases"].as_object().unwrap().clone(),
+            tensors: SafeTensors::deserialize(TENSORS).unwrap(),
+        }
+    }
+
+    fn f32(&self, name: &str) -> Vec<f32> {
+        bytemuck::pod_collect_to_vec(self.tensors.tensor(name).unwrap().data())
+    }
+
+    fn f64(&self, name: &str) -> Vec<f64> {
+        bytemuck::pod_collect_to_vec(self.tensors.tensor(name).unwrap().data())
+    }
+
+    /// Weights with the encoder brought from SAELens' (D, F) to one row per latent.
+    fn params(&self, prefix: &str) -> Params {
+        let w_enc = self.f32(&format!("{prefix}.W_enc"));
+        let d_sae = w_enc.len() / self.d_in;
+        Params {
+            w_enc: (0..w_enc.len()).map(|i| w_enc[i % self.d_in * d_sae + i / self.d_in]).collect(),
+            w_dec: self.f32(&format!("{prefix}.W_dec")),
+            b_enc: self.f32(&format!("{prefix}.b_enc")),
+            b_dec: self.f32(&format!("{prefix}.b_dec")),
+        }
+    }
+
+    fn sae_config(&self, case: &Value) -> SaeConfig {
+        let mut settings = case["sae"].as_object().unwrap().clone();
+        settings.insert("d_sae".to_owned(), json!(64));
+        settings.insert("decoder_init_norm".to_owned(), json!(0.1));
+        serde_json::from_value(Value::Object(settings)).unwrap()
+    }
+
+    fn train_config(&self, case: &Value) -> TrainConfig {
+        let mut settings = case["train"].as_object().unwrap().clone();
+        for (key, value) in [("batch_size", self.batch_size), ("seed", 0), ("data_seed", 0)] {
+            settings.insert(key.to_owned(), json!(value));
+        }
+        serde_json::from_value(Value::Object(settings)).unwrap()
+    }
+
+    fn normalizer(&self, name: &str, case: &Value, sae: &SaeConfig) -> Normalizer {
+        if let Some(scale) = case["scale"].as_f64() {
+            return Normalizer::Scale(scale);
+        }
+        if self.tensors.tensor(&format!("{name}.matrix")).is_ok() {
+            return Normalizer::whiten(Whitening {
+                mean: self.f64(&format!("{name}.mean")),
+                matrix: self.f64(&format!("{name}.matrix")),
+                inverse: self.f64(&format!("{name}.inverse")),
+            });
+        }
+        Normalizer::run_time(sae.normalize_activations)
+    }
+}
+
+/// With a norm below 1 the loss is infinitely steep at 0, so rounding of latents that are almost 0 is
+/// magnified, on both sides.
+fn loss_tolerance(name: &str) -> f64 {
+    if name == "standard_lp_below_1" { 10.0 * LOSS_TOLERANCE } else { LOSS_TOLERANCE }
+}
+
+/// The largest deviations of one case.
+#[derive(Default, Debug)]
+struct Worst {
+    loss: f64,
+    metric: f64,
+    weight: f64,
+}
+
+fn relative(got: f64, want: f64) -> f64 {
+    (got - want).abs() / want.abs().max(1e-12)
+}
+
+fn follow(golden: &Golden, name: &str, case: &Value, threads: usize) -> Worst {
+    let pool = Pool::new(threads);
+    let (sae, train) = (golden.sae_config(case), golden.train_config(case));
+    let params = golden.params(&format!("{name}.init"));
+    let normalizer = golden.normalizer(name, case, &sae);
+    let mut trainer = Trainer::new(&sae, &train, golden.d_in, params, normalizer, &pool);
+    let batches = golden.f32("batches");
+    let mut worst = Worst::default();
+    for (step, batch) in
+        batches.chunks_exact(golden.batch_size * golden.d_in).take(train.steps() as usize).enumerate()
+    {
+        let report = trainer.step(&pool, batch);
+        assert!(report.is_finite(), "{name}, step {step}");
+        compare_line(name, case, step, &trainer.log_line(batch), &mut worst);
+    }
+
+    let trained = trainer.finish(&pool);
+    let want = golden.params(&format!("{name}.final"));
+    for (got, want) in trained.sae.params.arrays().into_iter().zip(want.arrays()) {
+        assert_eq!(got.len(), want.len());
+        for (got, want) in got.iter().zip(want) {
+            worst.weight = worst.weight.max(f64::from((got - want).abs()));
+        }
+    }
+    for (got, want) in trained.sparsity.iter().zip(case["log10_frequency"].as_array().unwrap()) {
+        assert!((f64::from(*got) - want.as_f64().unwrap()).abs() < 1e-5, "{name}: {got} {want}");
+    }
+    assert_eq!(Some(trained.n_dead), case["num_dead_features"].as_u64(), "{name}");
+    assert!(relative(trained.l0, case["l0"].as_f64().unwrap()) < 1e-5, "{name}");
+    let exported: SaeConfig = {
+        let mut settings = case["exported"].as_object().unwrap().clone();
+        for (key, value) in case["sae"].as_object().unwrap() {
+            settings.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        settings.insert("decoder_init_norm".to_owned(), json!(0.1));
+        serde_json::from_value(Value::Object(settings)).unwrap()
+    };
+    assert_eq!(trained.sae.cfg, exported, "{name}");
+    worst
+}
+
+fn compare_line(name: &str, case: &Value, step: usize, line: &LogLine, worst: &mut Worst) {
+    let values: std::collections::BTreeMap<_, _> = line.values().into_iter().collect();
+    for (key, theirs) in case["lines"].as_object().unwrap() {
+        let want = theirs[step].as_f64().unwrap();
+        let got = *values.get(key.as_str()).unwrap_or_else(|| panic!("{name}: no {key}"));
+        // A logged value that is 0 (L1 in the first step, LR at the end) must be exactly that.
+        let off = if want == 0.0 { got.abs() } else { relative(got, want) };
+        if key.starts_with("losses/") {
+            worst.loss = worst.loss.max(off);
+            assert!(off < loss_tolerance(name), "{name}, step {step}, {key}: {got}, SAELens has {want}");
+        } else if key.starts_with("metrics/explained") {
+            worst.metric = worst.metric.max((got - want).abs());
+            assert!((got - want).abs() < 1e-5, "{name}, step {step}, {key}: {got}, SAELens has {want}");
+        } else {
+            assert!(off < 1e-6, "{name}, step {step}, {key}: {got}, SAELens has {want}");
+        }
+    }
+}
+
+fn follow_all(prefix: &str) {
+    let golden = Golden::load();
+    let mut followed = 0;
+    for (name, case) in golden.cases.iter().filter(|(name, _)| name.starts_with(prefix)) {
+        for threads in [1, 3] {
+            let worst = follow(&golden, name, case, threads);
+            println!("{name}, {threads} threads: {worst:?}");
+            assert!(worst.weight < WEIGHT_TOLERANCE, "{name}: weights {worst:?}");
+        }
+        followed += 1;
+    }
+    assert!(followed > 0);
+}
+
+#[test]
+fn standard_follows_the_real_trainer() {
+    follow_all("standard");
+}
+
+#[test]
+fn topk_follows_the_real_trainer() {
+    follow_all("topk");
+}
+
+#[test]
+fn whitening_is_what_the_real_estimate_gives() {
+    let golden = Golden::load();
+    let get = |part: &str| golden.f64(&format!("standard_whitening.{part}"));
+    let ours = Whitening::from_covariance(&get("mean"), &get("covariance")).unwrap();
+    // The eigenvectors' signs are free; M Mᵀ does not depend on them.
+    let gram = |m: &[f64]| -> Vec<f64> {
+        let d = golden.d_in;
+        (0..d * d).map(|at| (0..d).map(|k| m[at / d * d + k] * m[at % d * d + k]).sum()).collect()
+    };
+    for (got, want) in gram(&ours.matrix).iter().zip(gram(&get("matrix"))) {
+        assert!((got - want).abs() < 1e-8 * want.abs().max(1.0), "{got} {want}");
+    }
+    for (got, want) in ours.inverse.iter().zip(get("inverse")) {
+        assert!((got.abs() - want.abs()).abs() < 1e-8, "{got} {want}");
+    }
+}
+
+#[test]
+fn schedules_equal_the_real_schedulers() {
+    let all: Value = serde_json::from_str(SCHEDULES).unwrap();
+    let golden = Golden::load();
+    let mut cfg = golden.train_config(&golden.cases["standard"]);
+    for row in all["learning_rate"].as_array().unwrap() {
+        let whole = |key: &str| row[key].as_u64().unwrap();
+        cfg.tokens = whole("steps") * cfg.batch_size as u64;
+        cfg.lr_scheduler_name = serde_json::from_value::<LrScheduler>(row["name"].clone()).unwrap();
+        cfg.lr = row["lr"].as_f64().unwrap();
+        cfg.lr_end = row["lr_end"].as_f64().unwrap();
+        cfg.lr_warm_up_steps = whole("warm_up");
+        cfg.lr_decay_steps = whole("decay");
+        cfg.n_restart_cycles = whole("cycles");
+        for (t, want) in row["rates"].as_array().unwrap().iter().enumerate() {
+            let (got, want) = (learning_rate(&cfg, t as u64), want.as_f64().unwrap());
+            assert!((got - want).abs() <= 1e-12 * cfg.lr, "{row}: step {t}: {got} {want}");
+        }
+    }
+    for row in all["l1"].as_array().unwrap() {
+        let (last, warm_up) = (row["final"].as_f64().unwrap(), row["warm_up"].as_u64().unwrap());
+        for (t, want) in row["values"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(l1_coefficient(last, warm_up, t as u64), want.as_f64().unwrap());
+        }
+    }
+}

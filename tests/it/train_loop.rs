@@ -1,0 +1,232 @@
+//! The whole loop on a real store: it learns, it can be interrupted, and threads change nothing.
+
+use saesweep::{
+    kernels::{Pool, Shape, Workspace},
+    store::{EvalPart, FORMAT_VERSION, Store, StoreIdentity, StoreLabel, StoreWriter, WriterStart},
+    train::{Hooks, TrainError, TrainOutcome, Trained, train},
+    trial::{NormalizeActivations, SequenceSeparator, StoreDtype, TrialJob},
+};
+use serde_json::json;
+use std::{cell::Cell, fs, path::Path};
+
+const D: usize = 12;
+const CONTEXT: usize = 8;
+const SEQUENCES: usize = 160;
+
+/// Row `at` of the planted data: a few of 20 directions, an offset, a little noise.
+fn row(at: usize) -> [f32; D] {
+    let mut state = (at as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u32 << 24) as f32
+    };
+    let mut x = [0.7; D];
+    for direction in 0..20_usize {
+        let (chosen, amount) = (next() < 0.15, next());
+        if chosen {
+            for (i, x) in x.iter_mut().enumerate() {
+                *x += 2.0 * amount * ((direction * 37 + i * i * 11 + direction * i * 5) as f32).sin();
+            }
+        }
+    }
+    x.map(|x| x + 0.05 * (next() - 0.5))
+}
+
+fn build_store(stores: &Path) -> Store {
+    let identity = StoreIdentity {
+        format_version: FORMAT_VERSION,
+        model_hash: "11".repeat(32),
+        hook: "blocks.0.hook_mlp_out".to_owned(),
+        data_hash: "22".repeat(32),
+        column: "text".to_owned(),
+        context_size: CONTEXT,
+        prepend_bos: true,
+        separator: SequenceSeparator::Bos,
+        disable_concat: false,
+        eval_fraction: 0.02,
+        eval_max_tokens: 100,
+        tokens: (SEQUENCES * CONTEXT) as u64,
+        dtype: StoreDtype::Float32,
+        shuffle_buffer_rows: 512,
+        shuffle_seed: 3,
+    };
+    let label = StoreLabel {
+        model: "org/model".to_owned(),
+        hook: identity.hook.clone(),
+        dataset: "org/stories".to_owned(),
+    };
+    let WriterStart::Build(mut writer) =
+        StoreWriter::create(stores, &identity, &label, D, SEQUENCES).unwrap()
+    else {
+        panic!("a new store is not whole");
+    };
+    while let Some(plan) = writer.next_shard() {
+        let rows: Vec<f32> =
+            plan.sequences.iter().flat_map(|s| s * CONTEXT..(s + 1) * CONTEXT).flat_map(row).collect();
+        writer.write_shard(&plan, &rows).unwrap();
+    }
+    let eval = EvalPart {
+        context_size: CONTEXT,
+        tokens: vec![0; CONTEXT],
+        acts: vec![0.0; CONTEXT * D],
+        carry: Vec::new(),
+        loss_clean: vec![0.0; CONTEXT - 1],
+        loss_ablated: vec![0.0; CONTEXT - 1],
+        kl_ablated: vec![0.0; CONTEXT],
+        special_ids: Vec::new(),
+    };
+    writer.finish(eval).unwrap();
+    Store::open(stores, &identity.key()).unwrap()
+}
+
+fn job(mode: NormalizeActivations) -> TrialJob {
+    serde_json::from_value(json!({
+        "id": "0123456789ab", "store_key": "0123456789abcdef",
+        "run": {
+            "retries": 1, "on_failure": "continue", "log_every_steps": 25, "checkpoint_every_steps": 40,
+            "checkpoint_every_minutes": 0.0, "grace_secs": 1.0
+        },
+        "model": { "name": "m", "hook": "blocks.0.hook_mlp_out" },
+        "data": {
+            "dataset": "d", "column": "", "context_size": CONTEXT, "prepend_bos": true,
+            "sequence_separator_token": "bos", "disable_concat_sequences": false, "eval_fraction": 0.02,
+            "eval_max_tokens": 64
+        },
+        "store": { "tokens": 1280, "dtype": "float32", "shuffle_buffer_rows": 512, "shuffle_seed": 3 },
+        "sae": {
+            "architecture": "standard", "d_sae": 40, "apply_b_dec_to_input": false,
+            "normalize_activations": mode, "decoder_init_norm": 0.1, "l1_coefficient": 0.3, "lp_norm": 1.0,
+            "l1_warm_up_steps": 20
+        },
+        "train": {
+            "tokens": 9600, "batch_size": 48, "lr": 0.01, "lr_end": 1e-4, "lr_scheduler_name": "constant",
+            "lr_warm_up_steps": 5, "lr_decay_steps": 40, "n_restart_cycles": 1, "adam_beta1": 0.9,
+            "adam_beta2": 0.999, "seed": 1, "data_seed": 1, "dead_feature_window": 30,
+            "feature_sampling_window": 50
+        },
+        "eval": { "exclude_special_tokens": false }
+    }))
+    .unwrap()
+}
+
+fn run(
+    folder: &Path,
+    job: &TrialJob,
+    store: &Store,
+    threads: usize,
+    stop_at: Option<u64>,
+) -> Result<TrainOutcome, TrainError> {
+    let asked = Cell::new(0);
+    let hooks = Hooks {
+        on_start: &mut |step| asked.set(step),
+        on_log: &mut |_| {},
+        should_stop: &|| {
+            asked.set(asked.get() + 1);
+            stop_at.is_some_and(|at| asked.get() > at)
+        },
+        now_secs: &|| 0.0,
+    };
+    train(folder, job, store, &Pool::new(threads), hooks)
+}
+
+fn finish(folder: &Path, job: &TrialJob, store: &Store, threads: usize) -> (Trained, Vec<u8>) {
+    let outcome = run(folder, job, store, threads, None).unwrap();
+    let TrainOutcome::Finished { trained, steps: 200, .. } = outcome else { panic!("{outcome:?}") };
+    (*trained, fs::read(folder.join("metrics.jsonl")).unwrap())
+}
+
+/// Share of the variance of the store's rows, as the model made them, that the SAE keeps.
+fn explained(trained: &Trained, store: &Store) -> f64 {
+    let n = store.rows() as usize;
+    let mut x = vec![0.0; n * D];
+    store.read_rows(0, &mut x);
+    let mut x_hat = vec![0.0; n * D];
+    let pool = Pool::new(1);
+    let mut ws = Workspace::new(Shape { d_in: D, d_sae: trained.sae.cfg.d_sae, batch: n }, &pool);
+    trained.sae.reconstruct(&pool, &mut ws, &x, &mut x_hat);
+    let mean: Vec<f64> =
+        (0..D).map(|j| x.iter().skip(j).step_by(D).map(|&x| f64::from(x)).sum::<f64>() / n as f64).collect();
+    let residual: f64 = x.iter().zip(&x_hat).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let variance: f64 = x.iter().enumerate().map(|(i, &x)| (f64::from(x) - mean[i % D]).powi(2)).sum();
+    1.0 - residual / variance
+}
+
+#[test]
+fn every_way_of_scaling_learns_the_planted_directions() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = build_store(&temp.path().join("stores"));
+    for mode in [
+        NormalizeActivations::None,
+        NormalizeActivations::ExpectedAverageOnlyIn,
+        NormalizeActivations::ConstantNormRescale,
+        NormalizeActivations::LayerNorm,
+        NormalizeActivations::CovarianceWhitening,
+    ] {
+        for b_dec in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut job = job(mode);
+            job.config.sae.apply_b_dec_to_input = b_dec;
+            let (trained, lines) = finish(folder.path(), &job, &store, 1);
+            let explained = explained(&trained, &store);
+            let last = String::from_utf8(lines).unwrap().lines().last().unwrap().to_owned();
+            let logged =
+                serde_json::from_str::<serde_json::Value>(&last).unwrap()["metrics/explained_variance"]
+                    .as_f64()
+                    .unwrap();
+            println!("{mode:?}, b_dec {b_dec}: {explained:.4}, logged {logged:.4}");
+            assert!(explained > 0.8, "{mode:?}, b_dec {b_dec}: {explained}");
+            if mode != NormalizeActivations::CovarianceWhitening {
+                // The last batch's, of the scaled rows: near the one of all rows, if the fold is right.
+                assert!((explained - logged).abs() < 0.05, "{mode:?}: {explained}, logged {logged}");
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_and_interruptions_change_no_bit() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = build_store(&temp.path().join("stores"));
+    for mode in [NormalizeActivations::ExpectedAverageOnlyIn, NormalizeActivations::CovarianceWhitening] {
+        let job = job(mode);
+        let folder = temp.path().join(format!("{mode:?}"));
+        fs::create_dir_all(&folder).unwrap();
+        let whole = finish(&folder, &job, &store, 1);
+        let again = tempfile::tempdir().unwrap();
+        for stop_at in [30, 90, 91] {
+            let outcome = run(again.path(), &job, &store, 2, Some(stop_at)).unwrap();
+            assert!(matches!(outcome, TrainOutcome::Stopped { step } if step == stop_at), "{outcome:?}");
+        }
+        assert!(finish(again.path(), &job, &store, 3) == whole);
+    }
+}
+
+#[test]
+fn settings_that_no_step_could_honour_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = build_store(&temp.path().join("stores"));
+    let message = |mode: NormalizeActivations, k: usize, batch_size: usize| {
+        let mut job = job(mode);
+        job.config.sae.architecture = serde_json::from_value(json!({
+            "architecture": "topk", "k": k, "aux_loss_coefficient": 1.0, "rescale_acts_by_decoder_norm": true
+        }))
+        .unwrap();
+        job.config.train.batch_size = batch_size;
+        run(temp.path(), &job, &store, 1, None).unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(
+        [
+            message(NormalizeActivations::None, 41, 48),
+            message(NormalizeActivations::LayerNorm, 4, 48),
+            message(NormalizeActivations::None, 4, 5000),
+        ]
+        .join("\n"),
+        @r"
+    sae.k is 41, expected 1 to sae.d_sae = 40
+    the auxiliary loss of topk is not defined for sae.normalize_activations = layer_norm or constant_norm_rescale; set sae.aux_loss_coefficient = 0
+    the store has 1280 rows, fewer than one batch of 5000
+    "
+    );
+}
