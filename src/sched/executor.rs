@@ -28,6 +28,8 @@ use tokio::{
 pub struct TrialCommand {
     /// The program.
     pub program: PathBuf,
+    /// The name it is told it was called by; `None` is the program's path.
+    pub name: Option<OsString>,
     /// Its arguments.
     pub args: Vec<OsString>,
     /// Additions to its environment.
@@ -139,7 +141,11 @@ fn spawn(
     let mut log = open_log(&command.log)?;
     writeln!(log, "--- trial {id}, start {attempt}, on {} with {} threads ---", slot.id, slot.threads)?;
     let threads = slot.threads.to_string();
-    let child = Command::new(&command.program)
+    let mut process = Command::new(&command.program);
+    if let Some(name) = &command.name {
+        process.arg0(name);
+    }
+    let child = process
         .args(&command.args)
         .envs(THREAD_VARIABLES.map(|name| (name, &threads)))
         .envs(command.env.iter().map(|(name, value)| (name, value)))

@@ -27,6 +27,7 @@ impl Host for Scripts {
         let script = format!("cd '{}'\n{}", self.dir.path().display(), self.scripts[id]);
         TrialCommand {
             program: PathBuf::from("/bin/sh"),
+            name: None,
             args: vec!["-c".into(), script.into()],
             env: vec![("ID".to_owned(), id.0.clone()), ("ATTEMPT".to_owned(), attempt.to_string())],
             log: self.log(id),
@@ -174,7 +175,7 @@ fn a_program_that_does_not_exist_costs_one_trial() {
     impl Host for Missing<'_> {
         fn command(&mut self, id: &TrialId, _: &Slot, _: u32) -> TrialCommand {
             let log = self.0.log(id);
-            TrialCommand { program: "/nonexistent/saesweep".into(), args: vec![], env: vec![], log }
+            TrialCommand { program: "/nonexistent/saesweep".into(), name: None, args: vec![], env: vec![], log }
         }
         fn verdict(&mut self, id: &TrialId) -> Option<Verdict> {
             self.0.verdict(id)
