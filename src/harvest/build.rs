@@ -41,16 +41,7 @@ pub enum HarvestPhase {
     Evaluating,
 }
 
-/// A store that is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ensured {
-    /// Its key.
-    pub key: String,
-    /// Its folder.
-    pub folder: PathBuf,
-}
-
-/// Sees to it that the store a trial needs exists, and says where.
+/// Sees to it that the store a trial needs exists; returns its key and its folder.
 ///
 /// A store that is whole is returned at once. Otherwise the model is run over the data and the store is written
 /// shard by shard; a build that was broken off goes on after its last whole shard, and two processes that need
@@ -64,7 +55,7 @@ pub fn ensure_store(
     data_files: &[PathBuf],
     cfg: &TrialConfig,
     progress: &mut dyn FnMut(HarvestProgress) -> ControlFlow<()>,
-) -> Result<Ensured, HarvestError> {
+) -> Result<(String, PathBuf), HarvestError> {
     let mut watch = Watch { progress };
     watch.tell(HarvestPhase::Hashing, 0, 0)?;
     let identity = store_identity_cached(&mut ContentHashes::open(stores), model_path, data_files, cfg)?;
@@ -72,9 +63,9 @@ pub fn ensure_store(
     match Store::open(stores, &key) {
         Ok(store) => {
             check_rows(store.rows(), cfg)?;
-            return Ok(Ensured { key, folder: store.dir().to_owned() });
+            return Ok((key, store.dir().to_owned()));
         }
-        Err(StoreError::NotFound { .. } | StoreError::NotWhole { .. }) => {}
+        Err(StoreError::Missing { .. } | StoreError::Incomplete { .. }) => {}
         Err(error) => return Err(error.into()),
     }
 
@@ -99,7 +90,7 @@ pub fn ensure_store(
         dataset: cfg.data.dataset.clone(),
     };
     let mut writer = match StoreWriter::create(stores, &identity, &label, forward.width, packed.n_train())? {
-        WriterStart::AlreadyWhole(folder) => return Ok(Ensured { key, folder }),
+        WriterStart::AlreadyWhole(folder) => return Ok((key, folder)),
         WriterStart::Build(writer) => writer,
     };
     let mut shard = Vec::new();
@@ -117,7 +108,7 @@ pub fn ensure_store(
     drop(shard);
     let special_ids = model.tokenizer().map(|tokenizer| tokenizer.special_ids()).unwrap_or_default();
     let eval = held_out_part(&forward, packed.eval, special_ids.into_iter().collect(), &mut watch)?;
-    Ok(Ensured { key, folder: writer.finish(eval)? })
+    Ok((key, writer.finish(eval)?))
 }
 
 /// The caller's view of the build.
@@ -127,7 +118,12 @@ pub(crate) struct Watch<'a> {
 
 impl Watch<'_> {
     /// Tells the caller how far it is.
-    pub(crate) fn tell(&mut self, phase: HarvestPhase, rows_done: u64, rows_total: u64) -> Result<(), HarvestError> {
+    pub(crate) fn tell(
+        &mut self,
+        phase: HarvestPhase,
+        rows_done: u64,
+        rows_total: u64,
+    ) -> Result<(), HarvestError> {
         match (self.progress)(HarvestProgress { phase, rows_done, rows_total }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(HarvestError::Interrupted),
@@ -141,7 +137,8 @@ fn pack(
     cfg: &TrialConfig,
     watch: &mut Watch<'_>,
 ) -> Result<Packed, HarvestError> {
-    let wanted = usize::try_from(cfg.store.tokens.div_ceil(cfg.data.context_size.max(1) as u64)).unwrap_or(usize::MAX);
+    let wanted =
+        usize::try_from(cfg.store.tokens.div_ceil(cfg.data.context_size.max(1) as u64)).unwrap_or(usize::MAX);
     let rows_wanted = cfg.store.tokens.saturating_add(cfg.data.eval_max_tokens as u64);
     let tokenise = model.tokenizer().map(|tokenizer| Tokenise::new(tokenizer, watch, rows_wanted));
     let encode = tokenise.as_ref().map(|tokenise| tokenise as &dyn Encode);
@@ -160,5 +157,8 @@ fn check_rows(rows: u64, cfg: &TrialConfig) -> Result<(), HarvestError> {
 /// The tokens of some training sequences, one after the other.
 fn tokens_of(packed: &Packed, sequences: &[usize]) -> Vec<u32> {
     let n = packed.context_size;
-    sequences.iter().flat_map(|sequence| packed.train[sequence * n..(sequence + 1) * n].iter().copied()).collect()
+    sequences
+        .iter()
+        .flat_map(|sequence| packed.train[sequence * n..(sequence + 1) * n].iter().copied())
+        .collect()
 }

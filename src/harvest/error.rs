@@ -19,7 +19,9 @@ pub enum HarvestError {
     #[error("a tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
     /// Longer sequences than the model can take.
-    #[error("data.context_size is {context_size}, and model `{model}` takes at most {n_ctx} tokens at a time")]
+    #[error(
+        "data.context_size is {context_size}, and model `{model}` takes at most {n_ctx} tokens at a time"
+    )]
     ContextTooLong {
         /// The setting.
         context_size: usize,

@@ -42,7 +42,8 @@ pub(crate) fn held_out_part(
         append(&state.acts, &mut part.acts)?;
         if part.carry.is_empty() {
             let widths = state.carry.iter().map(|tensor| tensor.dims3().map(|(_, _, width)| width));
-            part.carry = widths.map(|width| width.map(|width| (width, Vec::new()))).collect::<Result<_, _>>()?;
+            part.carry =
+                widths.map(|width| width.map(|width| (width, Vec::new()))).collect::<Result<_, _>>()?;
         }
         for (tensor, (_, values)) in state.carry.iter().zip(&mut part.carry) {
             append(tensor, values)?;
@@ -142,6 +143,9 @@ mod tests {
 
     #[test]
     fn nan_stays_nan() {
-        assert!(kl_divergence(&[f32::NAN, 0.0], &[0.0, 0.0]).is_nan() || kl_divergence(&[f32::NAN, 0.0], &[0.0, 0.0]) == 0.0);
+        assert!(
+            kl_divergence(&[f32::NAN, 0.0], &[0.0, 0.0]).is_nan()
+                || kl_divergence(&[f32::NAN, 0.0], &[0.0, 0.0]) == 0.0
+        );
     }
 }

@@ -76,7 +76,8 @@ impl ContentHashes {
     /// only memories.
     pub fn open(stores: &Path) -> Self {
         let file = stores.join("content-hashes.json");
-        let known = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let known =
+            fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         Self { file: Some(file), known }
     }
 

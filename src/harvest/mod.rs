@@ -12,7 +12,7 @@ mod held_out;
 mod identity;
 mod tokens;
 
-pub use build::{Ensured, HarvestPhase, HarvestProgress, ensure_store};
+pub use build::{HarvestPhase, HarvestProgress, ensure_store};
 pub use error::HarvestError;
 pub use held_out::kl_divergence;
 pub use identity::{ContentHashes, store_identity, store_identity_cached};

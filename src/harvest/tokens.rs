@@ -32,7 +32,12 @@ impl Encode for Tokenise<'_, '_> {
     }
 
     fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, (usize, String)> {
-        if self.watch.borrow_mut().tell(HarvestPhase::Tokenising, self.rows_done.get(), self.rows_wanted).is_err() {
+        if self
+            .watch
+            .borrow_mut()
+            .tell(HarvestPhase::Tokenising, self.rows_done.get(), self.rows_wanted)
+            .is_err()
+        {
             self.interrupted.set(true);
             return Err((0, "interrupted".to_owned()));
         }

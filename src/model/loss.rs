@@ -1,0 +1,86 @@
+//! The loss of each token.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::mlp::contiguous;
+use super::parallel::for_each_row;
+use super::{ModelError, vector};
+
+/// Next-token cross-entropy in nats, (B, P-1): the loss of predicting token p+1 from position p.
+///
+/// `logits` is (B, P, V) in f32, `tokens` (B, P) in u32. Each is `ln(sum(exp(logits))) - logit of the token`, the
+/// sum gathered in f64.
+///
+/// # Errors
+/// If the shapes don't go together or a token is outside the logits.
+pub fn per_token_loss(logits: &Tensor, tokens: &Tensor) -> std::result::Result<Tensor, ModelError> {
+    let wrong = || ModelError::InputShape {
+        what: "the tensor of logits".to_owned(),
+        found: logits.dims().to_vec(),
+        expected: format!("(sequences, positions, vocabulary) for tokens of shape {:?}", tokens.dims()),
+    };
+    let &[n_sequences, positions, vocab_size] = logits.dims() else { return Err(wrong()) };
+    if tokens.dims() != [n_sequences, positions] || positions == 0 {
+        return Err(wrong());
+    }
+    let tokens = tokens.flatten_all()?.to_vec1::<u32>()?;
+    if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+        return Err(ModelError::TokenOutOfRange { token, vocab_size });
+    }
+    Ok(logits.contiguous()?.apply_op1_no_bwd(&NextTokenLoss { tokens })?)
+}
+
+struct NextTokenLoss {
+    tokens: Vec<u32>,
+}
+
+impl CustomOp1 for NextTokenLoss {
+    fn name(&self) -> &'static str {
+        "next-token-loss"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        // A step of the loop costs about this many elementary operations.
+        const COST: usize = 8;
+        let (n_sequences, positions, vocab_size) = layout.shape().dims3()?;
+        let logits = contiguous(storage, layout)?;
+        let mut loss = vec![0f32; n_sequences * (positions - 1)];
+        for_each_row(&mut loss, 1, COST * vocab_size, |row, loss| {
+            let at = row / (positions - 1) * positions + row % (positions - 1);
+            let logits = &logits[at * vocab_size..(at + 1) * vocab_size];
+            let target = logits[self.tokens[at + 1] as usize];
+            loss[0] = (vector::log_sum_exp(logits) - f64::from(target)) as f32;
+        });
+        Ok((CpuStorage::F32(loss), Shape::from((n_sequences, positions - 1))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_sure_prediction_costs_nothing_and_an_even_one_ln_v() {
+        let logits = Tensor::new(
+            &[[[0f32, 50.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [9.0, 9.0, 9.0, 0.0]]],
+            &Device::Cpu,
+        );
+        let tokens = Tensor::new(&[[0u32, 1, 3]], &Device::Cpu).unwrap();
+        let loss = per_token_loss(&logits.unwrap(), &tokens).unwrap().to_vec2::<f32>().unwrap();
+        assert!(loss[0][0].abs() < 1e-6);
+        assert!((loss[0][1] - 4f32.ln()).abs() < 1e-6);
+        assert_eq!(loss[0].len(), 2);
+    }
+
+    #[test]
+    fn one_position_has_nothing_to_predict_and_misfits_are_errors() {
+        let logits = Tensor::zeros((2, 1, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let tokens = |token: u32| Tensor::new(&[[0u32], [token]], &Device::Cpu).unwrap();
+        assert_eq!(per_token_loss(&logits, &tokens(2)).unwrap().dims(), [2, 0]);
+        assert!(per_token_loss(&logits, &tokens(3)).unwrap_err().to_string().contains("token 3"));
+        let long = Tensor::new(&[[0u32, 1]], &Device::Cpu).unwrap();
+        assert!(per_token_loss(&logits, &long).unwrap_err().to_string().contains("[2, 1, 3]"));
+    }
+}
