@@ -8,3 +8,4 @@ mod sched_processes;
 mod store;
 mod train_golden;
 mod train_loop;
+mod store;
