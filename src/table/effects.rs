@@ -2,9 +2,12 @@
 //!
 //! [`axis_effects`] gives one [`AxisEffect`] per varied setting. Where the best choice of the whole sweep
 //! lies on the outermost value that was tried, the effect carries an [`Edge`] with the next value to try.
+//!
+//! A mean over trials of different sparsity mostly shows who is densest. [`Level::gap`] is the fair measure:
+//! how far trials lie below the frontier at their own L0.
 
 use super::{FRONTIER_METRICS, Frontier, Outcome, RunData, Spread, TrialRow};
-use super::{compare_settings, is_sparsity_key, spread, summary::ranked_groups};
+use super::{compare_settings, is_sparsity_key, ranked_groups, spread};
 use serde_json::Value;
 
 /// More values than this are shown as ranges.
@@ -22,6 +25,17 @@ pub struct AxisEffect {
     /// Its values or ranges of them, in order.
     pub levels: Vec<Level>,
     /// Set when the best choice lies on the outermost value.
+    pub edge: Option<Edge>,
+    /// For numeric settings that do not set the sparsity: the level that lies closest to the frontier.
+    pub closest: Option<Closest>,
+}
+
+/// The level of an axis with the smallest mean [`Level::gap`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Closest {
+    /// Its place in [`AxisEffect::levels`].
+    pub level: usize,
+    /// Set when it is the outermost one and no other is as close.
     pub edge: Option<Edge>,
 }
 
@@ -54,6 +68,8 @@ pub struct Level {
     /// How many of them are on the frontier of L0 and CE-loss score, or where no trial has that, of L0 and
     /// explained variance.
     pub on_frontier: usize,
+    /// How far the finished ones lie below that frontier at their own L0, on average.
+    pub gap: Option<f64>,
 }
 
 /// The values of a level.
@@ -95,15 +111,29 @@ pub fn axis_effects(run: &RunData, frontiers: &[Frontier]) -> Vec<AxisEffect> {
         .iter()
         .filter_map(|metric| frontiers.iter().find(|frontier| frontier.metric == *metric))
         .find(|frontier| !frontier.points.is_empty());
-    let mut on_frontier = vec![false; run.trials.len()];
-    for point in frontier.map_or(&[][..], |frontier| &frontier.points) {
-        on_frontier[point.row] = true;
+    let mut standing = vec![Standing::default(); run.trials.len()];
+    if let Some(frontier) = frontier {
+        for point in &frontier.points {
+            standing[point.row].on_frontier = true;
+        }
+        for (trial, standing) in run.trials.iter().zip(&mut standing) {
+            let bound = trial.metric("l0").and_then(|l0| frontier.at(l0));
+            standing.gap =
+                bound.zip(trial.metric(frontier.metric)).map(|(bound, own)| (bound - own).max(0.0));
+        }
     }
     let best = ranked_groups(run).into_iter().next().map(|group| group.trials[0]);
-    run.axis_keys().map(|key| axis_effect(run, key, &on_frontier, best)).collect()
+    run.axis_keys().map(|key| axis_effect(run, key, &standing, best)).collect()
 }
 
-fn axis_effect(run: &RunData, key: &str, on_frontier: &[bool], best: Option<&TrialRow>) -> AxisEffect {
+/// Where a trial stands against the frontier.
+#[derive(Debug, Clone, Copy, Default)]
+struct Standing {
+    on_frontier: bool,
+    gap: Option<f64>,
+}
+
+fn axis_effect(run: &RunData, key: &str, standing: &[Standing], best: Option<&TrialRow>) -> AxisEffect {
     let value_of = |trial: &TrialRow| trial.settings.get(key).cloned().unwrap_or(Value::Null);
     let mut values: Vec<Value> = Vec::new();
     for trial in &run.trials {
@@ -129,17 +159,40 @@ fn axis_effect(run: &RunData, key: &str, on_frontier: &[bool], best: Option<&Tri
         .map(|range| {
             let rows: Vec<usize> =
                 (0..run.trials.len()).filter(|&row| contains(&range, &value_of(&run.trials[row]))).collect();
-            level(run, range, &rows, on_frontier)
+            level(run, range, &rows, standing)
         })
         .collect();
     let best = best.map(value_of).filter(|_| numeric);
-    let edge = best.and_then(|value| edge(key, value.as_f64()?, &numbers, &levels, binned));
+    let edge = best.and_then(|value| edge_at(key, value.as_f64()?, &numbers, &levels, binned));
+    let closest = if numeric && !is_sparsity_key(key) {
+        closest(&levels).map(|level| {
+            let value = match &levels[level].range {
+                LevelRange::One(value) => value.as_f64(),
+                LevelRange::Between(from, _) => Some(*from),
+            };
+            let gap_of = |level: &Level| level.gap.unwrap_or(f64::INFINITY);
+            let alone =
+                levels.iter().filter(|other| gap_of(other) <= gap_of(&levels[level]) + 1e-9).count() == 1;
+            let value = value.filter(|_| alone);
+            Closest { level, edge: value.and_then(|value| edge_at(key, value, &numbers, &levels, binned)) }
+        })
+    } else {
+        None
+    };
     let kind = if numeric { AxisKind::Numeric } else { AxisKind::Categorical };
-    AxisEffect { key: key.to_owned(), kind, levels, edge }
+    AxisEffect { key: key.to_owned(), kind, levels, edge, closest }
 }
 
-fn level(run: &RunData, range: LevelRange, rows: &[usize], on_frontier: &[bool]) -> Level {
+/// The level that has a value and the smallest gap.
+fn closest(levels: &[Level]) -> Option<usize> {
+    let gaps = levels.iter().enumerate().filter(|(_, level)| level.range != LevelRange::One(Value::Null));
+    let with_gap = gaps.filter_map(|(i, level)| Some((i, level.gap?)));
+    with_gap.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
+}
+
+fn level(run: &RunData, range: LevelRange, rows: &[usize], standing: &[Standing]) -> Level {
     let trials = || rows.iter().map(|&row| &run.trials[row]);
+    let gaps: Vec<f64> = rows.iter().filter_map(|&row| standing[row].gap).collect();
     let scores = trials().filter_map(|trial| trial.metric(&run.objective.metric));
     Level {
         range,
@@ -149,7 +202,8 @@ fn level(run: &RunData, range: LevelRange, rows: &[usize], on_frontier: &[bool])
         best: scores.reduce(|best, score| if run.is_better(score, best) { score } else { best }),
         l0: spread(trials(), "l0"),
         dead_share: spread(trials(), "dead_share").map(|spread| spread.mean),
-        on_frontier: rows.iter().filter(|&&row| on_frontier[row]).count(),
+        on_frontier: rows.iter().filter(|&&row| standing[row].on_frontier).count(),
+        gap: (!gaps.is_empty()).then(|| gaps.iter().sum::<f64>() / gaps.len() as f64),
     }
 }
 
@@ -174,7 +228,7 @@ fn equal_ranges(sorted: &[f64]) -> Vec<LevelRange> {
 
 /// `sorted` holds all planned values, also those at which every trial was lost: an end that was tried and
 /// failed is not beyond the axis.
-fn edge(key: &str, best: f64, sorted: &[f64], levels: &[Level], binned: bool) -> Option<Edge> {
+fn edge_at(key: &str, best: f64, sorted: &[f64], levels: &[Level], binned: bool) -> Option<Edge> {
     if sorted.len() < 2 {
         return None;
     }
@@ -297,6 +351,19 @@ mod tests {
             trial.outcome = Outcome::Pending;
         }
         assert!(effects(&run).iter().all(|effect| effect.edge.is_none()));
+    }
+
+    #[test]
+    fn gaps_are_measured_at_the_same_l0() {
+        let run = samples::grid_run();
+        let effect = effects(&run).into_iter().find(|effect| effect.key == "train.lr").unwrap();
+        // Low rates are denser and so look better by their mean; at their own L0 they are the worst.
+        let gaps: Vec<f64> = effect.levels.iter().map(|level| level.gap.unwrap()).collect();
+        assert!(gaps[0] > gaps[1] && gaps[0] > gaps[2], "{gaps:?}");
+        let closest = effect.closest.unwrap();
+        assert!(gaps.iter().all(|gap| *gap >= gaps[closest.level]));
+        let sparsity = effects(&run).into_iter().find(|effect| effect.key == "sae.l1_coefficient").unwrap();
+        assert_eq!(sparsity.closest, None);
     }
 
     #[test]

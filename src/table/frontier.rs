@@ -28,6 +28,24 @@ pub struct FrontierPoint {
     pub fidelity: f64,
 }
 
+impl Frontier {
+    /// The fidelity of the frontier at an L0: between two of its trials by log L0, beyond its ends that of
+    /// the end. `None` without trials or where log L0 does not exist.
+    pub fn at(&self, l0: f64) -> Option<f64> {
+        let place = |l0: f64| (l0 > 0.0).then(|| l0.ln());
+        let x = place(l0)?;
+        let right = self.points.partition_point(|point| point.l0 < l0);
+        let (Some(after), true) = (self.points.get(right), right > 0) else {
+            let end = if right == 0 { self.points.first() } else { self.points.last() };
+            return end.map(|point| point.fidelity);
+        };
+        let before = &self.points[right - 1];
+        let (Some(from), Some(to)) = (place(before.l0), place(after.l0)) else { return Some(after.fidelity) };
+        let part = if to > from { (x - from) / (to - from) } else { 1.0 };
+        Some(before.fidelity + part * (after.fidelity - before.fidelity))
+    }
+}
+
 /// Both frontiers of a run.
 pub fn frontiers(run: &RunData) -> Vec<Frontier> {
     FRONTIER_METRICS.into_iter().map(|metric| frontier(run, metric)).collect()
@@ -96,6 +114,18 @@ mod tests {
                 prop_assert!(points[pair[0]].0 <= points[pair[1]].0);
             }
         }
+    }
+
+    #[test]
+    fn between_trials_the_frontier_is_interpolated() {
+        let point = |l0, fidelity| FrontierPoint { row: 0, l0, fidelity };
+        let points = vec![point(1.0, 0.5), point(100.0, 0.9)];
+        let frontier = Frontier { metric: "ce_loss_score", points };
+        for (l0, expected) in [(0.5, 0.5), (1.0, 0.5), (10.0, 0.7), (100.0, 0.9), (500.0, 0.9)] {
+            assert!((frontier.at(l0).unwrap() - expected).abs() < 1e-12, "{l0}");
+        }
+        assert_eq!(frontier.at(0.0), None);
+        assert_eq!(Frontier { metric: "ce_loss_score", points: Vec::new() }.at(1.0), None);
     }
 
     #[test]

@@ -17,11 +17,11 @@ use crate::{metric::Goal, trial::TrialId};
 #[cfg(test)]
 pub(crate) mod samples;
 
-pub use effects::{AxisEffect, AxisKind, Edge, Level, LevelRange, Side, axis_effects};
+pub use effects::{AxisEffect, AxisKind, Closest, Edge, Level, LevelRange, Side, axis_effects};
 pub use frontier::{FRONTIER_METRICS, Frontier, FrontierPoint, frontiers, pareto};
 pub use run_data::{
     CurvePoint, DENSITY_BIN_WIDTH, DENSITY_START, HostInfo, Objective, Outcome, RunData, StoreLine, TrialRow,
 };
 pub use settings::{compare_settings, is_repeat_key, is_sparsity_key, section_rank};
-pub use summary::{SettingGroup, Spread, best_groups, best_trials, spread};
+pub use summary::{SettingGroup, Spread, best_trials, ranked_groups, spread};
 pub use write::{TableError, Tables, write_tables};

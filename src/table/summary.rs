@@ -46,16 +46,9 @@ pub fn spread<'a>(trials: impl IntoIterator<Item = &'a TrialRow>, metric: &str) 
     Some(Spread { n, mean, sd: (n > 1).then(|| (squares / (n - 1) as f64).sqrt()) })
 }
 
-/// Groups of trials that differ in seeds alone, ranked by their mean objective, best first, at most
-/// [`RunData::top`]. Groups without a finite objective are left out.
-pub fn best_groups(run: &RunData) -> Vec<SettingGroup<'_>> {
-    let mut ranked = ranked_groups(run);
-    ranked.truncate(run.top);
-    ranked
-}
-
-/// All groups of [`best_groups`].
-pub(super) fn ranked_groups(run: &RunData) -> Vec<SettingGroup<'_>> {
+/// Groups of trials that differ in seeds alone, ranked by their mean objective, best first. Groups without
+/// a finite objective are left out.
+pub fn ranked_groups(run: &RunData) -> Vec<SettingGroup<'_>> {
     let mut groups: BTreeMap<String, Vec<&TrialRow>> = BTreeMap::new();
     for trial in &run.trials {
         let choice: Vec<&Value> =
@@ -112,7 +105,7 @@ mod tests {
     #[test]
     fn repeats_are_taken_together() {
         let run = samples::repeats_run();
-        let groups = best_groups(&run);
+        let groups = ranked_groups(&run);
         assert!(groups.iter().all(|group| group.trials.len() == 3));
         let best = &groups[0];
         let values: Vec<f64> = best.trials.iter().map(|trial| trial.metrics["ce_loss_score"]).collect();

@@ -9,3 +9,4 @@ mod store;
 mod train_golden;
 mod train_loop;
 mod store;
+mod report;
