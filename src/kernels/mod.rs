@@ -5,16 +5,27 @@
 //! it to rounding. Sums are taken in a fixed order, so no result depends on the number of threads.
 
 mod adam;
+mod aim;
+mod decode;
+mod gather;
 mod infer;
 mod isa;
+mod lists;
+mod memory;
 mod params;
 mod pool;
+mod product;
 pub mod reference;
+mod rows;
+mod simd;
 mod standard;
+#[cfg(test)]
+mod testing;
 mod topk;
+mod weights;
 mod workspace;
 
-pub use adam::{AdamStep, clip_and_adam};
+pub use adam::{AdamStep, adam, clip_and_adam};
 pub use infer::{Activation, SparseActs, decode, encode};
 pub use isa::Isa;
 pub use params::{Params, Shape};

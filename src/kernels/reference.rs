@@ -23,8 +23,28 @@ pub struct StepOutcome {
     pub reconstruction: Vec<f64>,
 }
 
+/// What the reconstruction of each token is compared with, and how much its error counts, where that is not
+/// the input itself and 1: the error of token b is `weight[b] |xhat_b - target_b|^2`.
+#[derive(Debug, Clone, Copy)]
+pub struct Aim<'a> {
+    /// (B, D).
+    pub target: &'a [f64],
+    /// (B).
+    pub weight: &'a [f64],
+}
+
 /// One standard step (ReLU, L1 weighted by decoder norms); Bricken et al. 2023, Conerly et al. 2024.
 pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> StepOutcome {
+    aimed_standard_step(params, step, x, None)
+}
+
+/// [`standard_step`] towards other targets than its input.
+pub fn aimed_standard_step(
+    params: &Params<f64>,
+    step: &StandardStep,
+    x: &[f64],
+    aim: Option<Aim<'_>>,
+) -> StepOutcome {
     let sizes = Sizes::new(params, x);
     let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
     let scale = 1.0 / n_tokens as f64;
@@ -36,9 +56,11 @@ pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> St
     let reconstruction = decoded(params, &acts, n_tokens);
     let norms = decoder_norms(params);
 
-    // mse = mean_b |xhat - x|^2
-    let error: Vec<f64> = reconstruction.iter().zip(x).map(|(a, b)| a - b).collect();
-    let mse = scale * error.iter().map(|e| e * e).sum::<f64>();
+    // mse = mean_b w_b |xhat - t|^2, by default w = 1 and t = x
+    let target = aim.map_or(x, |aim| aim.target);
+    let weight = |i: usize| aim.map_or(1.0, |aim| aim.weight[i / d_in]);
+    let error: Vec<f64> = reconstruction.iter().zip(target).map(|(a, b)| a - b).collect();
+    let mse = scale * error.iter().enumerate().map(|(i, e)| weight(i) * e * e).sum::<f64>();
 
     // l1 = lambda mean_b | f_b * n |_p, with n_i = |W_dec,i|
     let p = step.lp_norm;
@@ -53,7 +75,7 @@ pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> St
     let mut grads = Params::zeros(d_in, d_sae);
     let mut d_pre = vec![0.0; n_tokens * d_sae];
     let mut d_norms = vec![0.0; d_sae];
-    let g: Vec<f64> = error.iter().map(|e| 2.0 * scale * e).collect();
+    let g: Vec<f64> = error.iter().enumerate().map(|(i, e)| 2.0 * scale * weight(i) * e).collect();
     for b in 0..n_tokens {
         for f in 0..d_sae {
             let act = acts[b * d_sae + f];
@@ -90,6 +112,17 @@ pub fn standard_step(params: &Params<f64>, step: &StandardStep, x: &[f64]) -> St
 /// of equal values the lower index wins. SAELens then decodes `relu(pre * n) / n`: n cancels, in the value
 /// and in the gradient, so the code below decodes `relu(pre)`.
 pub fn topk_step(params: &Params<f64>, step: &TopKStep, dead: &[bool], x: &[f64]) -> StepOutcome {
+    aimed_topk_step(params, step, dead, x, None)
+}
+
+/// [`topk_step`] towards other targets than its input. The auxiliary loss is not weighted.
+pub fn aimed_topk_step(
+    params: &Params<f64>,
+    step: &TopKStep,
+    dead: &[bool],
+    x: &[f64],
+    aim: Option<Aim<'_>>,
+) -> StepOutcome {
     let sizes = Sizes::new(params, x);
     let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
     let scale = 1.0 / n_tokens as f64;
@@ -107,11 +140,13 @@ pub fn topk_step(params: &Params<f64>, step: &TopKStep, dead: &[bool], x: &[f64]
         }
     }
     let reconstruction = decoded(params, &acts, n_tokens);
-    let error: Vec<f64> = reconstruction.iter().zip(x).map(|(a, b)| a - b).collect();
-    let mse = scale * error.iter().map(|e| e * e).sum::<f64>();
+    let target = aim.map_or(x, |aim| aim.target);
+    let weight = |i: usize| aim.map_or(1.0, |aim| aim.weight[i / d_in]);
+    let error: Vec<f64> = reconstruction.iter().zip(target).map(|(a, b)| a - b).collect();
+    let mse = scale * error.iter().enumerate().map(|(i, e)| weight(i) * e * e).sum::<f64>();
 
     let mut grads = Params::zeros(d_in, d_sae);
-    let g: Vec<f64> = error.iter().map(|e| 2.0 * scale * e).collect();
+    let g: Vec<f64> = error.iter().enumerate().map(|(i, e)| 2.0 * scale * weight(i) * e).collect();
     let mut d_pre = vec![0.0; n_tokens * d_sae];
     for b in 0..n_tokens {
         for f in 0..d_sae {
@@ -176,7 +211,7 @@ pub fn clip_and_adam(
     let clip = step.clip_factor(norm);
     let bias1 = 1.0 - step.beta1.powf(step.t as f64);
     let bias2 = 1.0 - step.beta2.powf(step.t as f64);
-    let mut update = |p: &mut [f64], g: &[f64], m: &mut [f64], v: &mut [f64]| {
+    let update = |p: &mut [f64], g: &[f64], m: &mut [f64], v: &mut [f64]| {
         for i in 0..p.len() {
             let g = g[i] * clip;
             m[i] = step.beta1 * m[i] + (1.0 - step.beta1) * g;
@@ -316,5 +351,117 @@ fn slope_of_p_norm(y: f64, norm: f64, p: f64) -> f64 {
         0.0
     } else {
         (y / norm).powf(p - 1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Problem;
+    use super::*;
+
+    type Loss<'a> = dyn Fn(&Params<f64>) -> (f64, Params<f64>) + 'a;
+
+    /// Compares every gradient with a central difference of the loss.
+    fn check(what: &str, params: &Params<f64>, loss: &Loss<'_>) {
+        const STEP: f64 = 1e-6;
+        let (value, grads) = loss(params);
+        let gradient_arrays = [&grads.w_enc, &grads.w_dec, &grads.b_enc, &grads.b_dec];
+        for (nth, gradients) in gradient_arrays.into_iter().enumerate() {
+            for (i, &gradient) in gradients.iter().enumerate() {
+                let shifted = |by: f64| {
+                    let mut params = params.clone();
+                    [&mut params.w_enc, &mut params.w_dec, &mut params.b_enc, &mut params.b_dec][nth][i] +=
+                        by;
+                    loss(&params).0
+                };
+                let slope = (shifted(STEP) - shifted(-STEP)) / (2.0 * STEP);
+                // What rounding of the loss leaves of a difference quotient, and the curvature.
+                let scale = 1.0 + gradient.abs() + 1e-3 * value.abs();
+                assert!(
+                    (slope - gradient).abs() < 1e-6 * scale,
+                    "{what} array {nth}[{i}]: {gradient}, {slope}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn standard_gradients_are_those_of_the_loss() {
+        for shift in [-1.0, 0.5, 10.0] {
+            let problem = Problem::new(5, 7, 4, shift, 3);
+            for (lp_norm, apply_b_dec_to_input) in [(1.0, false), (1.0, true), (2.0, true), (1.5, false)] {
+                let step = StandardStep { l1_coefficient: 0.7, lp_norm, apply_b_dec_to_input };
+                check(&format!("{step:?}"), &problem.params.to_f64(), &|params| {
+                    let outcome = standard_step(params, &step, &problem.x64());
+                    (outcome.losses.overall, outcome.grads)
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn topk_gradients_are_those_of_the_loss() {
+        let problem = Problem::new(6, 9, 4, 0.3, 4);
+        let (params, x) = (problem.params.to_f64(), problem.x64());
+        let none = [false; 9];
+        for rescale_acts_by_decoder_norm in [false, true] {
+            for apply_b_dec_to_input in [false, true] {
+                let step = TopKStep {
+                    k: 3,
+                    aux_loss_coefficient: 0.8,
+                    rescale_acts_by_decoder_norm,
+                    apply_b_dec_to_input,
+                };
+                check(&format!("{step:?}"), &params, &|params| {
+                    let outcome = topk_step(params, &step, &none, &x);
+                    (outcome.losses.overall, outcome.grads)
+                });
+            }
+        }
+    }
+
+    /// The auxiliary loss holds the residual constant, so its gradients are those of a loss in which the
+    /// residual does not move.
+    #[test]
+    fn auxiliary_gradients_hold_the_residual_constant() {
+        let problem = Problem::new(6, 9, 4, 0.3, 5);
+        let (params, x) = (problem.params.to_f64(), problem.x64());
+        let dead = [true, false, true, true, false, false, true, true, false];
+        for rescale_acts_by_decoder_norm in [false, true] {
+            let step = TopKStep {
+                k: 2,
+                aux_loss_coefficient: 0.8,
+                rescale_acts_by_decoder_norm,
+                apply_b_dec_to_input: true,
+            };
+            let fixed = topk_step(&params, &step, &dead, &x).reconstruction;
+            check(&format!("{step:?}"), &params, &|params| {
+                let whole = topk_step(params, &step, &dead, &x);
+                // k' = min(6 / 2, 5), scale = min(5 / 3, 1)
+                let pre = pre_activations(params, &encoder_input(params, true, &x));
+                let norms = decoder_norms(params);
+                let mut aux = 0.0;
+                for b in 0..4 {
+                    let row = &pre[b * 9..][..9];
+                    let order: Vec<f64> = (0..9)
+                        .map(|f| if rescale_acts_by_decoder_norm { row[f] * norms[f] } else { row[f] })
+                        .collect();
+                    let chosen = largest(&order, 3, |f| dead[f]);
+                    for d in 0..6 {
+                        let made: f64 = chosen.iter().map(|&f| row[f] * params.w_dec[f * 6 + d]).sum();
+                        aux += (made - (x[b * 6 + d] - fixed[b * 6 + d])).powi(2);
+                    }
+                }
+                (whole.losses.mse + 0.8 * aux / 4.0, whole.grads)
+            });
+        }
+    }
+
+    #[test]
+    fn largest_prefers_the_lower_index_and_puts_nan_first() {
+        assert_eq!(largest(&[1.0, 3.0, 3.0, 3.0, 0.0], 2, |_| true), [1, 2]);
+        assert_eq!(largest(&[1.0, 3.0, f64::NAN, 3.0], 2, |_| true), [1, 2]);
+        assert_eq!(largest(&[1.0, 3.0, 2.0], 9, |f| f != 1), [0, 2]);
+        assert_eq!(largest(&[1.0], 0, |_| true), [0; 0]);
     }
 }

@@ -1,8 +1,10 @@
-//! The standard SAE's training step.
+//! The standard SAE's training step: ReLU latents, L1 weighted by decoder norms.
 
+use super::decode::{Begin, DecodeOut, DecodePass};
+use super::gather::{ABOVE_ZERO, Gather, pack_batch};
 use super::params::Params;
 use super::pool::Pool;
-use super::reference;
+use super::weights::{Pull, WeightPass, decoder_bias_gradient};
 use super::workspace::{StepLosses, Workspace};
 
 /// Settings of one standard step.
@@ -16,7 +18,12 @@ pub struct StandardStep {
     pub apply_b_dec_to_input: bool,
 }
 
-/// Losses of one batch and their gradients. `x` is (B, D) with 1 <= B <= `shape.batch`.
+/// Losses of one batch and their gradients, as [`super::reference::standard_step`] defines them.
+///
+/// `x` is (B, D) with 1 <= B <= `shape.batch`; `grads` is overwritten. A NaN anywhere shows in the losses.
+///
+/// # Panics
+/// When a length does not fit the workspace's shape.
 pub fn standard_step(
     pool: &Pool,
     ws: &mut Workspace,
@@ -25,10 +32,247 @@ pub fn standard_step(
     x: &[f32],
     grads: &mut Params,
 ) -> StepLosses {
-    let _ = pool.threads();
-    let x64: Vec<f64> = x.iter().map(|&value| f64::from(value)).collect();
-    let outcome = reference::standard_step(&params.to_f64(), step, &x64);
-    ws.record(&outcome);
-    *grads = outcome.grads.to_f32();
-    outcome.losses
+    let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
+    ws.gather_positive(pool, params);
+    let n_active = ws.lists.count();
+    for (tile, lists) in ws.lists.tiles.iter().enumerate() {
+        for (place, range) in lists.start.windows(2).enumerate() {
+            ws.fired[ws.order[tile * super::lists::TILE + place] as usize] = range[1] - range[0];
+        }
+    }
+    ws.lists.reserve_gradients();
+    ws.rows.fill(&ws.lists, 0..ws.lists.tiles.len(), &ws.order, n_tokens);
+    let p_is_one = step.lp_norm == 1.0;
+    if !p_is_one && ws.slope.len() < n_active {
+        ws.slope.resize(n_active, 0.0);
+    }
+
+    let aim = ws.aim.take(n_tokens * params.d_in());
+    let scale = 1.0 / n_tokens as f64;
+    let l1_scale = (step.l1_coefficient * scale) as f32;
+    let pass = DecodePass {
+        isa: ws.isa,
+        params,
+        rows: &ws.rows,
+        n_tokens,
+        begin: Begin::Bias,
+        target: aim.map_or(x, |aim| &aim.target),
+        weight: aim.map(|aim| aim.weight.as_slice()),
+        g_scale: (2.0 * scale) as f32,
+        l1_scale,
+        lp_norm: step.lp_norm,
+    };
+    pass.run(
+        pool,
+        &ws.token_spares,
+        DecodeOut {
+            reconstruction: &mut ws.reconstruction,
+            g: &mut ws.g,
+            d_pre: &mut ws.lists.d_pre,
+            slope: &mut ws.slope,
+            losses: &mut ws.token_losses,
+        },
+    );
+    let pass = WeightPass {
+        isa: ws.isa,
+        params,
+        order: &ws.order,
+        x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
+        pulls: &[Pull { lists: &ws.lists, g: &ws.g }],
+        l1_scale,
+        slope: if p_is_one { &[] } else { &ws.slope },
+        bias_in_input: step.apply_b_dec_to_input,
+    };
+    pass.run(pool, grads, &mut ws.tile_squares, &mut ws.tile_bias);
+    let g = &ws.g[..n_tokens * params.d_in()];
+    let bias_squares = decoder_bias_gradient(pool, g, &ws.tile_bias, &mut grads.b_dec);
+    ws.grad_squares = ws.tile_squares.iter().sum::<f64>() + bias_squares;
+
+    let sum = |nth: usize| ws.token_losses.iter().map(|losses| losses[nth]).sum::<f64>();
+    let (mse, sparsity) = (scale * sum(0), step.l1_coefficient * scale * sum(1));
+    StepLosses { overall: mse + sparsity, mse, sparsity, l0: scale * n_active as f64 }
+}
+
+impl Workspace {
+    /// Checks lengths and prepares what every kind of step needs. Returns B.
+    pub(super) fn begin(
+        &mut self,
+        pool: &Pool,
+        params: &Params,
+        apply_b_dec_to_input: bool,
+        x: &[f32],
+        grads: &Params,
+    ) -> usize {
+        let d_in = self.shape.d_in;
+        params.check(d_in, self.shape.d_sae);
+        grads.check(d_in, self.shape.d_sae);
+        let n_tokens = self.load(pool, params, apply_b_dec_to_input, x);
+        if apply_b_dec_to_input {
+            self.x_in.resize(x.len());
+            for (row, from) in self.x_in.chunks_exact_mut(d_in).zip(x.chunks_exact(d_in)) {
+                for ((to, value), bias) in row.iter_mut().zip(from).zip(&params.b_dec) {
+                    *to = value - bias;
+                }
+            }
+        }
+        self.token_losses.clear();
+        self.token_losses.resize(n_tokens, [0.0; 2]);
+        n_tokens
+    }
+
+    /// Packs a batch for the encoder. Returns B.
+    pub(super) fn load(
+        &mut self,
+        pool: &Pool,
+        params: &Params,
+        apply_b_dec_to_input: bool,
+        x: &[f32],
+    ) -> usize {
+        let d_in = self.shape.d_in;
+        let n_tokens = x.len() / d_in;
+        assert_eq!(x.len(), n_tokens * d_in, "x is (B, D)");
+        assert!((1..=self.shape.batch).contains(&n_tokens), "a batch has 1 to shape.batch tokens");
+        let subtract = apply_b_dec_to_input.then_some(params.b_dec.as_slice());
+        pack_batch(pool, x, d_in, subtract, &mut self.panels);
+        self.n_tokens = n_tokens;
+        n_tokens
+    }
+
+    /// Fills the lists with all positive pre-activations of the loaded batch.
+    pub(super) fn gather_positive(&mut self, pool: &Pool, params: &Params) {
+        self.limits.fill(ABOVE_ZERO);
+        let gather = Gather {
+            isa: self.isa,
+            params,
+            order: &self.order,
+            panels: &self.panels,
+            n_tokens: self.n_tokens,
+            scale: None,
+            limits: &self.limits,
+            other_limits: &self.limits,
+            first_other: usize::MAX,
+        };
+        gather.run(pool, &self.gather_spares, 0..self.lists.tiles.len(), &mut self.lists);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::isa::Isa;
+    use super::super::reference;
+    use super::super::testing::{Problem, SHAPES, SHIFTS, bits, check_close, check_loss, check_params};
+    use super::*;
+
+    fn run(
+        problem: &Problem,
+        step: &StandardStep,
+        threads: usize,
+        isa: Isa,
+    ) -> (StepLosses, Params, Workspace) {
+        let pool = Pool::new(threads);
+        let mut ws = problem.workspace(&pool, isa);
+        let mut grads = problem.dirty_grads();
+        let losses = standard_step(&pool, &mut ws, &problem.params, step, &problem.x, &mut grads);
+        (losses, grads, ws)
+    }
+
+    fn check(problem: &Problem, step: &StandardStep) {
+        let expected = reference::standard_step(&problem.params.to_f64(), step, &problem.x64());
+        for isa in Isa::available() {
+            let what = format!("{:?} {step:?} {}", problem.shape, isa.name());
+            let (losses, grads, ws) = run(problem, step, 1, isa);
+            check_loss(&format!("{what} mse"), losses.mse, expected.losses.mse);
+            check_loss(&format!("{what} sparsity"), losses.sparsity, expected.losses.sparsity);
+            check_loss(&format!("{what} overall"), losses.overall, expected.losses.overall);
+            check_loss(&format!("{what} l0"), losses.l0, expected.losses.l0);
+            check_close(&format!("{what} reconstruction"), ws.reconstruction(), &expected.reconstruction);
+            check_params(&what, &grads, &expected.grads);
+            let squares: f64 = expected.grads.arrays().iter().flat_map(|a| a.iter()).map(|g| g * g).sum();
+            check_loss(&format!("{what} norm"), ws.grad_norm(), squares.sqrt());
+            for (f, &fired) in ws.fired().iter().enumerate() {
+                let d_sae = problem.shape.d_sae;
+                let count = expected.acts.iter().skip(f).step_by(d_sae).filter(|&&act| act != 0.0).count();
+                assert_eq!(fired as usize, count, "{what} fired[{f}]");
+            }
+            for threads in [2, 3] {
+                let (other_losses, other_grads, other_ws) = run(problem, step, threads, isa);
+                assert_eq!(losses, other_losses, "{what} {threads} threads");
+                assert_eq!(bits(&grads), bits(&other_grads), "{what} {threads} threads");
+                assert_eq!(ws.reconstruction(), other_ws.reconstruction(), "{what} {threads} threads");
+                assert_eq!(
+                    ws.grad_norm().to_bits(),
+                    other_ws.grad_norm().to_bits(),
+                    "{what} {threads} threads"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn equals_the_reference_on_awkward_shapes_at_all_densities() {
+        for (seed, (d_in, d_sae, batch)) in SHAPES.into_iter().enumerate() {
+            for shift in SHIFTS {
+                let problem = Problem::new(d_in, d_sae, batch, shift, seed as u64);
+                for apply_b_dec_to_input in [false, true] {
+                    let step = StandardStep { l1_coefficient: 0.3, lp_norm: 1.0, apply_b_dec_to_input };
+                    check(&problem, &step);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equals_the_reference_for_other_norms_and_without_sparsity() {
+        for (l1_coefficient, lp_norm) in [(0.5, 2.0), (0.5, 1.3), (0.5, 0.5), (0.0, 1.0), (0.0, 0.5)] {
+            for shift in SHIFTS {
+                let problem = Problem::new(19, 101, 35, shift, 5);
+                check(&problem, &StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input: true });
+            }
+        }
+    }
+
+    #[test]
+    fn fused_levels_give_the_same_bits() {
+        if !Isa::available().contains(&Isa::Avx512) {
+            return;
+        }
+        for (shift, lp_norm) in [(-4.0, 1.0), (0.0, 1.0), (-1.0, 2.0)] {
+            let problem = Problem::new(67, 131, 37, shift, 9);
+            let step = StandardStep { l1_coefficient: 0.3, lp_norm, apply_b_dec_to_input: true };
+            let (losses, grads, _) = run(&problem, &step, 1, Isa::Avx512);
+            let (other_losses, other_grads, _) = run(&problem, &step, 1, Isa::Avx2);
+            assert_eq!(losses, other_losses);
+            assert_eq!(bits(&grads), bits(&other_grads));
+        }
+    }
+
+    #[test]
+    fn a_workspace_can_be_used_again_with_smaller_and_denser_batches() {
+        let pool = Pool::new(2);
+        let step = StandardStep { l1_coefficient: 0.3, lp_norm: 1.0, apply_b_dec_to_input: false };
+        let big = Problem::new(17, 97, 33, 0.0, 1);
+        let mut ws = big.workspace(&pool, Isa::detect());
+        let mut grads = big.dirty_grads();
+        for (batch, shift) in [(33, 0.0), (5, -2.0), (33, 1000.0), (1, -1000.0), (32, -1.0)] {
+            let problem = Problem::new(17, 97, batch, shift, 2);
+            standard_step(&pool, &mut ws, &problem.params, &step, &problem.x, &mut grads);
+            let (_, fresh, fresh_ws) = run(&problem, &step, 1, Isa::detect());
+            assert_eq!(bits(&grads), bits(&fresh));
+            assert_eq!(ws.reconstruction(), fresh_ws.reconstruction());
+            assert_eq!(ws.fired(), fresh_ws.fired());
+        }
+    }
+
+    #[test]
+    fn nan_shows_in_the_loss() {
+        let step = StandardStep { l1_coefficient: 0.3, lp_norm: 1.0, apply_b_dec_to_input: false };
+        for isa in Isa::available() {
+            let mut in_input = Problem::new(17, 97, 33, -1000.0, 1);
+            in_input.x[40] = f32::NAN;
+            assert!(run(&in_input, &step, 1, isa).0.overall.is_nan());
+            let mut in_weights = Problem::new(17, 97, 33, -1000.0, 1);
+            in_weights.params.w_enc.fill(f32::NAN);
+            assert!(run(&in_weights, &step, 1, isa).0.overall.is_nan());
+        }
+    }
 }

@@ -31,8 +31,20 @@ pub fn topk_step(
 ) -> StepLosses {
     let _ = pool.threads();
     let x64: Vec<f64> = x.iter().map(|&value| f64::from(value)).collect();
-    let outcome = reference::topk_step(&params.to_f64(), step, dead, &x64);
-    ws.record(&outcome);
+    let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
+    let aim = ws.aim.take(x.len()).map(|aim| (wide(&aim.target), wide(&aim.weight)));
+    let aim = aim.as_ref().map(|(target, weight)| reference::Aim { target, weight });
+    let outcome = reference::aimed_topk_step(&params.to_f64(), step, dead, &x64, aim);
+    ws.n_tokens = x.len() / ws.shape.d_in;
+    for (to, from) in ws.reconstruction.iter_mut().zip(&outcome.reconstruction) {
+        *to = *from as f32;
+    }
+    ws.fired.fill(0);
+    for row in outcome.acts.chunks_exact(ws.shape.d_sae) {
+        for (count, &act) in ws.fired.iter_mut().zip(row) {
+            *count += u32::from(act != 0.0);
+        }
+    }
     *grads = outcome.grads.to_f32();
     outcome.losses
 }

@@ -1,8 +1,14 @@
-//! Memory that a training step needs and keeps between steps.
+//! Memory that a training step needs and keeps between steps. All of it grows to what the densest step so far
+//! needed and is then used again: a step in the steady state allocates nothing.
 
+use super::aim::NextAim;
+use super::gather::GatherSpace;
 use super::isa::Isa;
+use super::lists::{Lists, Rows};
+use super::memory::{Buffer, Spares};
 use super::params::Shape;
 use super::pool::Pool;
+use super::product::PANEL;
 
 /// Losses of one step, summed in double precision.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -21,9 +27,34 @@ pub struct StepLosses {
 pub struct Workspace {
     pub(super) shape: Shape,
     pub(super) isa: Isa,
-    pub(super) fired: Vec<u32>,
-    pub(super) reconstruction: Vec<f32>,
     pub(super) n_tokens: usize,
+    pub(super) fired: Vec<u32>,
+    /// Reconstruction, (B, D).
+    pub(super) reconstruction: Buffer,
+    /// Gradient of the loss by the reconstruction, (B, D).
+    pub(super) g: Buffer,
+    /// The batch less the decoder bias, (B, D), where the encoder wants that.
+    pub(super) x_in: Buffer,
+    /// What the encoder reads, in panels.
+    pub(super) panels: Buffer,
+    /// What a value must reach to be kept, per token.
+    pub(super) limits: Buffer,
+    /// The latents in the order in which tiles take them.
+    pub(super) order: Vec<u32>,
+    pub(super) lists: Lists,
+    pub(super) rows: Rows,
+    pub(super) gather_spares: Spares<GatherSpace>,
+    pub(super) token_spares: Spares<Vec<f32>>,
+    /// Losses per token: squared error, sparsity.
+    pub(super) token_losses: Vec<[f64; 2]>,
+    /// Sum of squared gradients per tile.
+    pub(super) tile_squares: Vec<f64>,
+    /// Share of each tile in the decoder bias' gradient through the encoder, (tiles, D).
+    pub(super) tile_bias: Buffer,
+    pub(super) grad_squares: f64,
+    /// Slope of the p-norm per entry, where p is not 1.
+    pub(super) slope: Vec<f32>,
+    pub(super) aim: NextAim,
 }
 
 impl Workspace {
@@ -35,15 +66,34 @@ impl Workspace {
     /// The same with a chosen level of instructions.
     ///
     /// # Panics
-    /// When this machine cannot run that level.
+    /// When this machine cannot run that level, or the shape has a zero or more than 2^32 activations.
     pub fn with_isa(shape: Shape, _pool: &Pool, isa: Isa) -> Self {
         assert!(isa <= Isa::detect(), "this machine has no {}", isa.name());
+        let Shape { d_in, d_sae, batch } = shape;
+        assert!(d_in > 0 && d_sae > 0 && batch > 0, "no axis is empty");
+        let activations = batch.next_multiple_of(PANEL).checked_mul(d_sae);
+        assert!(activations.is_some_and(|n| n < u32::MAX as usize), "a batch has less than 2^32 activations");
         Self {
             shape,
             isa,
-            fired: vec![0; shape.d_sae],
-            reconstruction: vec![0.0; shape.batch * shape.d_in],
             n_tokens: 0,
+            fired: vec![0; d_sae],
+            reconstruction: Buffer::zeros(batch * d_in),
+            g: Buffer::zeros(batch * d_in),
+            x_in: Buffer::default(),
+            panels: Buffer::zeros(batch.next_multiple_of(PANEL) * d_in),
+            limits: Buffer::zeros(batch.next_multiple_of(PANEL)),
+            order: (0..d_sae as u32).collect(),
+            lists: Lists::new(d_sae),
+            rows: Rows::default(),
+            gather_spares: Spares::new(),
+            token_spares: Spares::new(),
+            token_losses: Vec::with_capacity(batch),
+            tile_squares: Vec::new(),
+            tile_bias: Buffer::default(),
+            grad_squares: 0.0,
+            slope: Vec::new(),
+            aim: NextAim::default(),
         }
     }
 
@@ -66,20 +116,9 @@ impl Workspace {
     pub fn reconstruction(&self) -> &[f32] {
         &self.reconstruction[..self.n_tokens * self.shape.d_in]
     }
-}
 
-impl Workspace {
-    pub(super) fn record(&mut self, outcome: &super::reference::StepOutcome) {
-        let (d_in, d_sae) = (self.shape.d_in, self.shape.d_sae);
-        self.n_tokens = outcome.reconstruction.len() / d_in;
-        for (to, from) in self.reconstruction.iter_mut().zip(&outcome.reconstruction) {
-            *to = *from as f32;
-        }
-        self.fired.fill(0);
-        for row in outcome.acts.chunks_exact(d_sae) {
-            for (count, &act) in self.fired.iter_mut().zip(row) {
-                *count += u32::from(act != 0.0);
-            }
-        }
+    /// Total L2 norm of the gradients that the last step wrote: spares the optimiser a pass over them.
+    pub fn grad_norm(&self) -> f64 {
+        self.grad_squares.sqrt()
     }
 }

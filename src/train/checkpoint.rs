@@ -5,7 +5,7 @@
 //! a whole. A checkpoint that is damaged, of another trial, of another store or of another version is not
 //! used: the reader says so in the log and the trial starts over, which costs time and nothing else.
 
-use super::{CHECKPOINT_FOLDER, trainer::Trainer};
+use super::trainer::Trainer;
 use crate::{
     kernels::{Params, StepLosses},
     sae::folder,
@@ -18,6 +18,9 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+
+/// Name of the checkpoint's folder in the trial's folder.
+pub const CHECKPOINT_FOLDER: &str = "checkpoint";
 
 /// Version of the format; raise it when a field or tensor changes its meaning.
 const VERSION: u32 = 1;

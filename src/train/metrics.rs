@@ -10,6 +10,9 @@ use std::{
     path::Path,
 };
 
+/// Name of the file with one line every `run.log_every_steps` steps, in the trial's folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
 /// One line: values of one step, measured on the batch as the SAE saw it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogLine {

@@ -13,15 +13,9 @@ mod run;
 mod schedules;
 mod trainer;
 
-pub use checkpoint::remove as remove_checkpoint;
+pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
 pub use firing::Firing;
-pub use metrics::LogLine;
+pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
 pub use run::{Hooks, TrainError, TrainOutcome, train};
 pub use schedules::{l1_coefficient, learning_rate};
 pub use trainer::{StepReport, Trained, Trainer};
-
-/// Name of the file with one line of metrics every `run.log_every_steps` steps, in the trial's folder.
-pub const METRICS_FILE: &str = "metrics.jsonl";
-
-/// Name of the checkpoint's folder in the trial's folder.
-pub const CHECKPOINT_FOLDER: &str = "checkpoint";

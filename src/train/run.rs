@@ -1,8 +1,8 @@
 //! The loop: batches in, metrics lines and checkpoints out, from wherever the last checkpoint left it.
 
 use super::{
-    CHECKPOINT_FOLDER, METRICS_FILE, checkpoint,
-    metrics::{LogLine, MetricsFile},
+    checkpoint::{self, CHECKPOINT_FOLDER},
+    metrics::{LogLine, METRICS_FILE, MetricsFile},
     trainer::{Trained, Trainer},
 };
 use crate::{

@@ -42,6 +42,8 @@ pub struct Trainer {
     ws: Workspace,
     scaled: Vec<f32>,
     scales: RowScales,
+    target: Vec<f32>,
+    weight: Vec<f32>,
 }
 
 /// What one step came to.
@@ -93,6 +95,8 @@ impl Trainer {
         pool: &Pool,
     ) -> Self {
         let shape = Shape { d_in, d_sae: sae.d_sae, batch: train.batch_size };
+        let batch = train.batch_size * d_in;
+        let target = if normalizer.is_per_row() { vec![0.0; batch] } else { Vec::new() };
         Self {
             sae: sae.clone(),
             train: train.clone(),
@@ -106,8 +110,10 @@ impl Trainer {
             steps: 0,
             losses: StepLosses::default(),
             ws: Workspace::new(shape, pool),
-            scaled: vec![0.0; train.batch_size * d_in],
+            scaled: vec![0.0; batch],
             scales: RowScales::default(),
+            target,
+            weight: Vec::new(),
         }
     }
 
@@ -117,6 +123,10 @@ impl Trainer {
         assert_eq!(x.len(), self.scaled.len(), "a batch has train.batch_size rows");
         self.firing.begin_step(self.steps, self.train.feature_sampling_window);
         self.normalizer.apply(pool, x, self.d_in, &mut self.scaled, &mut self.scales);
+        if self.normalizer.targets(&self.scaled, &self.scales, self.d_in, &mut self.target, &mut self.weight)
+        {
+            self.ws.aim_at(&self.target, &self.weight);
+        }
         let losses = self.gradients(pool);
         self.losses = losses;
         if !losses.overall.is_finite() {

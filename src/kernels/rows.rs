@@ -1,0 +1,173 @@
+//! Weighted sums of rows, and products of one vector with many rows: the sparse work of a step.
+//!
+//! Both go through the rows of a (.., D) array in the order of a list. A weighted sum keeps a stretch of its
+//! result in registers while it walks the whole list, so each row is loaded once and nothing else is; the
+//! next stretch of each row is prefetched meanwhile, since rows are scattered over more memory than any
+//! cache holds. (Adding whole rows one after the other loads and stores the sum once per row.)
+
+use super::simd::{LANES, Simd};
+
+/// `out = out * keep + sum_i coefs[i] * rows[indices[i]]`, entries in order; `keep` is 0 or 1.
+///
+/// # Safety
+/// Instructions of `S` enabled; `out` valid for `d_in` values, `rows` for `d_in` values at every index.
+#[inline(always)]
+pub(super) unsafe fn sum_of_rows<S: Simd>(
+    out: *mut f32,
+    keep: bool,
+    rows: *const f32,
+    d_in: usize,
+    indices: &[u32],
+    coefs: &[f32],
+) {
+    let whole = d_in / LANES;
+    let mut first = 0;
+    // SAFETY: all stretches lie inside the rows.
+    unsafe {
+        if S::ACCUMULATORS >= 16 {
+            while first + 16 <= whole {
+                stretch::<S, 16>(out, keep, rows, d_in, first, indices, coefs);
+                first += 16;
+            }
+        }
+        while first + 4 <= whole {
+            stretch::<S, 4>(out, keep, rows, d_in, first, indices, coefs);
+            first += 4;
+        }
+        while first < whole {
+            stretch::<S, 1>(out, keep, rows, d_in, first, indices, coefs);
+            first += 1;
+        }
+        let rest = d_in - whole * LANES;
+        if rest > 0 {
+            let at = whole * LANES;
+            let mut sum = if keep { S::load_part(out.add(at), rest) } else { S::splat(0.0) };
+            for (&index, &coef) in indices.iter().zip(coefs) {
+                let row = S::load_part(rows.add(index as usize * d_in + at), rest);
+                sum = S::fma(S::splat(coef), row, sum);
+            }
+            S::store_part(out.add(at), sum, rest);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn stretch<S: Simd, const N: usize>(
+    out: *mut f32,
+    keep: bool,
+    rows: *const f32,
+    d_in: usize,
+    first: usize,
+    indices: &[u32],
+    coefs: &[f32],
+) {
+    let at = first * LANES;
+    // SAFETY: the stretch lies inside the rows, as the caller promises; prefetching may look beyond.
+    unsafe {
+        let mut sums = [S::splat(0.0); N];
+        if keep {
+            for v in 0..N {
+                sums[v] = S::load(out.add(at + v * LANES));
+            }
+        }
+        for (&index, &coef) in indices.iter().zip(coefs) {
+            let row = rows.add(index as usize * d_in + at);
+            let coef = S::splat(coef);
+            for v in 0..N {
+                sums[v] = S::fma(coef, S::load(row.add(v * LANES)), sums[v]);
+                if N > 4 {
+                    S::prefetch(row.wrapping_add((N + v) * LANES));
+                }
+            }
+        }
+        for v in 0..N {
+            S::store(out.add(at + v * LANES), sums[v]);
+        }
+    }
+}
+
+/// For four rows at once: `vector . row` and `row . row`.
+///
+/// # Safety
+/// Instructions of `S` enabled; `vector` and all rows valid for `d_in` values.
+#[inline(always)]
+pub(super) unsafe fn products_of_four<S: Simd>(
+    vector: *const f32,
+    rows: [*const f32; 4],
+    d_in: usize,
+) -> ([f32; 4], [f32; 4]) {
+    // SAFETY: all offsets lie inside the rows.
+    unsafe {
+        let mut dots = [S::splat(0.0); 4];
+        let mut squares = [S::splat(0.0); 4];
+        let mut at = 0;
+        while at + LANES <= d_in {
+            let x = S::load(vector.add(at));
+            for r in 0..4 {
+                let w = S::load(rows[r].add(at));
+                dots[r] = S::fma(x, w, dots[r]);
+                squares[r] = S::fma(w, w, squares[r]);
+            }
+            at += LANES;
+        }
+        if at < d_in {
+            let x = S::load_part(vector.add(at), d_in - at);
+            for r in 0..4 {
+                let w = S::load_part(rows[r].add(at), d_in - at);
+                dots[r] = S::fma(x, w, dots[r]);
+                squares[r] = S::fma(w, w, squares[r]);
+            }
+        }
+        let mut out = ([0.0; 4], [0.0; 4]);
+        for r in 0..4 {
+            out.0[r] = S::sum(dots[r]);
+            out.1[r] = S::sum(squares[r]);
+        }
+        out
+    }
+}
+
+/// `row . row`, in the same order as [`products_of_four`] gives it.
+///
+/// # Safety
+/// Instructions of `S` enabled; the row valid for `d_in` values.
+#[inline(always)]
+pub(super) unsafe fn square_of_row<S: Simd>(row: *const f32, d_in: usize) -> f32 {
+    // SAFETY: all offsets lie inside the row.
+    unsafe {
+        let mut sum = S::splat(0.0);
+        let mut at = 0;
+        while at + LANES <= d_in {
+            let w = S::load(row.add(at));
+            sum = S::fma(w, w, sum);
+            at += LANES;
+        }
+        if at < d_in {
+            let w = S::load_part(row.add(at), d_in - at);
+            sum = S::fma(w, w, sum);
+        }
+        S::sum(sum)
+    }
+}
+
+/// `out = out + factor * row`
+///
+/// # Safety
+/// Instructions of `S` enabled; both valid for `d_in` values.
+#[inline(always)]
+pub(super) unsafe fn add_scaled<S: Simd>(out: *mut f32, factor: f32, row: *const f32, d_in: usize) {
+    // SAFETY: all offsets lie inside the rows.
+    unsafe {
+        let factor = S::splat(factor);
+        let mut at = 0;
+        while at + LANES <= d_in {
+            S::store(out.add(at), S::fma(factor, S::load(row.add(at)), S::load(out.add(at))));
+            at += LANES;
+        }
+        if at < d_in {
+            let rest = d_in - at;
+            let sum = S::fma(factor, S::load_part(row.add(at), rest), S::load_part(out.add(at), rest));
+            S::store_part(out.add(at), sum, rest);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Problems for tests: awkward shapes, chosen densities, and numbers on a grid so coarse that every
+//! pre-activation is exact in single precision. So the kernels and the double-precision reference agree on
+//! which latents are active, ties included, and only rounding is left to compare.
+
+use super::isa::Isa;
+use super::params::{Params, Shape};
+use super::pool::Pool;
+use super::workspace::Workspace;
+
+/// Largest deviation allowed, relative to the largest magnitude of the array compared. Measured: below 1e-6.
+pub(crate) const TOLERANCE: f64 = 3e-6;
+
+/// Small pseudo-random numbers (SplitMix64).
+pub(crate) struct Numbers(pub(crate) u64);
+
+impl Numbers {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A multiple of `1 / parts` between -1 and 1.
+    pub(crate) fn grid(&mut self, parts: i32) -> f32 {
+        let choices = 2 * parts as u64 + 1;
+        ((self.next() % choices) as i32 - parts) as f32 / parts as f32
+    }
+}
+
+/// A batch and the parameters it meets.
+pub(crate) struct Problem {
+    pub(crate) shape: Shape,
+    pub(crate) params: Params,
+    pub(crate) x: Vec<f32>,
+}
+
+impl Problem {
+    /// `shift` is added to every `b_enc`: very negative, no latent is active; very positive, all are.
+    pub(crate) fn new(d_in: usize, d_sae: usize, batch: usize, shift: f32, seed: u64) -> Self {
+        let mut numbers = Numbers(seed);
+        let mut params = Params::zeros(d_in, d_sae);
+        params.w_enc.fill_with(|| numbers.grid(16));
+        params.w_dec.fill_with(|| numbers.grid(16));
+        params.b_dec.fill_with(|| numbers.grid(8));
+        // Half a grid step keeps every pre-activation away from 0.
+        params.b_enc.fill_with(|| shift + numbers.grid(128) + 1.0 / 256.0);
+        let x = (0..batch * d_in).map(|_| 2.0 * numbers.grid(16)).collect();
+        Self { shape: Shape { d_in, d_sae, batch }, params, x }
+    }
+
+    pub(crate) fn x64(&self) -> Vec<f64> {
+        self.x.iter().map(|&value| f64::from(value)).collect()
+    }
+
+    /// Gradients that hold rubbish, as a caller's may.
+    pub(crate) fn dirty_grads(&self) -> Params {
+        let mut grads = Params::zeros(self.shape.d_in, self.shape.d_sae);
+        grads.w_enc.fill(7.0);
+        grads.w_dec.fill(f32::NAN);
+        grads.b_enc.fill(-3.0);
+        grads.b_dec.fill(5.0);
+        grads
+    }
+
+    pub(crate) fn workspace(&self, pool: &Pool, isa: Isa) -> Workspace {
+        Workspace::with_isa(self.shape, pool, isa)
+    }
+}
+
+/// Awkward sizes (d_in, d_sae, batch): ones, primes, lane width and its neighbours, whole tiles and not.
+pub(crate) const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (2, 3, 5),
+    (15, 95, 31),
+    (16, 96, 32),
+    (17, 97, 33),
+    (31, 200, 7),
+    (64, 193, 65),
+    (67, 131, 37),
+    (80, 24, 64),
+];
+
+/// Shifts of `b_enc` from no active latent to all of them.
+pub(crate) const SHIFTS: [f32; 5] = [-1000.0, -4.0, -1.0, 0.0, 1000.0];
+
+/// Panics unless `found` equals `expected` within [`TOLERANCE`].
+pub(crate) fn check_close(what: &str, found: &[f32], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{what}: lengths");
+    let largest = expected.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+    for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let deviation = (f64::from(found) - expected).abs();
+        assert!(
+            deviation <= TOLERANCE * largest,
+            "{what}[{i}] is {found}, the reference says {expected}; off by {:.1e} of {largest:.1e}",
+            deviation / largest
+        );
+    }
+}
+
+/// [`check_close`] for all four arrays.
+pub(crate) fn check_params(what: &str, found: &Params, expected: &Params<f64>) {
+    check_close(&format!("{what} w_enc"), &found.w_enc, &expected.w_enc);
+    check_close(&format!("{what} w_dec"), &found.w_dec, &expected.w_dec);
+    check_close(&format!("{what} b_enc"), &found.b_enc, &expected.b_enc);
+    check_close(&format!("{what} b_dec"), &found.b_dec, &expected.b_dec);
+}
+
+/// Panics unless the two losses agree within [`TOLERANCE`].
+pub(crate) fn check_loss(what: &str, found: f64, expected: f64) {
+    let deviation = (found - expected).abs();
+    assert!(deviation <= TOLERANCE * expected.abs(), "{what} is {found}, the reference says {expected}");
+}
+
+/// The bits of all values, so that NaN and signed zeros compare too.
+pub(crate) fn bits(params: &Params) -> Vec<u32> {
+    params.arrays().iter().flat_map(|array| array.iter().map(|value| value.to_bits())).collect()
+}
