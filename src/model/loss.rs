@@ -1,6 +1,6 @@
-//! The loss of each token.
+//! What a token's logits say: its loss, and how far two models' predictions lie apart.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::mlp::contiguous;
 use super::parallel::for_each_row;
@@ -55,6 +55,49 @@ impl CustomOp1 for NextTokenLoss {
     }
 }
 
+/// KL divergence in nats, (B, P), of the predictions at each position: KL(`clean` || `other`), both logits of
+/// shape (B, P, V) in f32.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn per_token_kl(clean: &Tensor, other: &Tensor) -> std::result::Result<Tensor, ModelError> {
+    if clean.dims().len() != 3 || clean.dims() != other.dims() {
+        return Err(ModelError::InputShape {
+            what: "the second tensor of logits".to_owned(),
+            found: other.dims().to_vec(),
+            expected: format!("the shape of the first, {:?}", clean.dims()),
+        });
+    }
+    Ok(clean.contiguous()?.apply_op2_no_bwd(&other.contiguous()?, &Divergence)?)
+}
+
+struct Divergence;
+
+impl CustomOp2 for Divergence {
+    fn name(&self) -> &'static str {
+        "kl-divergence"
+    }
+
+    fn cpu_fwd(
+        &self,
+        clean: &CpuStorage,
+        clean_layout: &Layout,
+        other: &CpuStorage,
+        other_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        // A step of the loop costs about this many elementary operations.
+        const COST: usize = 20;
+        let (n_sequences, positions, vocab_size) = clean_layout.shape().dims3()?;
+        let (clean, other) = (contiguous(clean, clean_layout)?, contiguous(other, other_layout)?);
+        let mut kl = vec![0f32; n_sequences * positions];
+        for_each_row(&mut kl, 1, COST * vocab_size, |row, kl| {
+            let logits = row * vocab_size..(row + 1) * vocab_size;
+            kl[0] = vector::kl_divergence(&clean[logits.clone()], &other[logits]) as f32;
+        });
+        Ok((CpuStorage::F32(kl), Shape::from((n_sequences, positions))))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
@@ -82,5 +125,38 @@ mod tests {
         assert!(per_token_loss(&logits, &tokens(3)).unwrap_err().to_string().contains("token 3"));
         let long = Tensor::new(&[[0u32, 1]], &Device::Cpu).unwrap();
         assert!(per_token_loss(&logits, &long).unwrap_err().to_string().contains("[2, 1, 3]"));
+    }
+
+    #[test]
+    fn divergence_is_what_its_formula_says() {
+        let clean = [0.5f32, -1.0, 2.0, 0.0, 30.0, -80.0, -300.0, 1.0];
+        let other = [0.1f32, 1.0, -2.0, 0.5, 1.0, 2.0, f32::NEG_INFINITY, 4.0];
+        let tensor = |values: &[f32]| Tensor::from_slice(values, (1, 2, 4), &Device::Cpu).unwrap();
+        let kl = per_token_kl(&tensor(&clean), &tensor(&other))
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        for (row, kl) in kl.iter().enumerate() {
+            let log_probabilities = |values: &[f32]| -> Vec<f64> {
+                let values = &values[row * 4..row * 4 + 4];
+                let sum: f64 = values.iter().map(|value| f64::from(*value).exp()).sum();
+                values.iter().map(|value| f64::from(*value) - sum.ln()).collect()
+            };
+            let expected: f64 = log_probabilities(&clean)
+                .iter()
+                .zip(log_probabilities(&other))
+                .map(|(p, q)| if p.exp() > 1e-40 { p.exp() * (p - q) } else { 0.0 })
+                .sum();
+            assert!((f64::from(*kl) - expected).abs() < 1e-5 * (1.0 + expected), "{kl} {expected}");
+        }
+        let itself = per_token_kl(&tensor(&clean), &tensor(&clean))
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        assert!(itself.iter().all(|kl| *kl < 1e-6));
     }
 }

@@ -31,5 +31,5 @@ pub use error::ModelError;
 pub use files::model_files;
 pub use hook::HookPoint;
 pub use language_model::Model;
-pub use loss::per_token_loss;
+pub use loss::{per_token_kl, per_token_loss};
 pub use tokenizer::ModelTokenizer;

@@ -49,6 +49,36 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
     })
 }
 
+/// KL divergence in nats of the distributions that two rows of logits stand for, `sum(P (ln P - ln Q))`.
+///
+/// With e = exp(p - max p): sum(e (p - max p - q + max q)) / sum(e) - ln(sum(e)) + ln(sum(exp(q - max q))). Parts of
+/// the sums are gathered in f64; a result that rounding left below zero is zero.
+pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
+    const PART: usize = 1024;
+    wide(|| {
+        let (max_p, max_q) = (max(p), max(q));
+        let mut sums = [0f64; 3];
+        for (p, q) in p.chunks(PART).zip(q.chunks(PART)) {
+            let mut lanes = [[0f32; LANES]; 3];
+            for (p, q) in p.chunks(LANES).zip(q.chunks(LANES)) {
+                for (lane, (&p, &q)) in p.iter().zip(q).enumerate() {
+                    let (p, q) = (p - max_p, q - max_q);
+                    let e = exp(p);
+                    lanes[0][lane] += e;
+                    lanes[1][lane] += exp(q);
+                    // A token that p rules out adds nothing, however impossible q finds it.
+                    lanes[2][lane] += if e > 0.0 { e * (p - q) } else { 0.0 };
+                }
+            }
+            for (sum, lanes) in sums.iter_mut().zip(&lanes) {
+                *sum += f64::from(lanes.iter().sum::<f32>());
+            }
+        }
+        let [sum_p, sum_q, weighted] = sums;
+        (weighted / sum_p - sum_p.ln() + sum_q.ln()).max(0.0)
+    })
+}
+
 /// `x sigmoid(x)` of each number, times the number in `gated` if there is one.
 pub(crate) fn silu_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
     wide(|| activate(out, x, gated, |x| -x));

@@ -6,6 +6,7 @@ mod model_golden;
 mod sae_format;
 mod sched_processes;
 mod store;
+mod tidy;
 mod train_golden;
 mod train_loop;
 mod store;
