@@ -15,7 +15,7 @@ use figment::value::{Dict, Value};
 
 /// The words that make a table the definition of an axis.
 pub(crate) const AXIS_WORDS: &[&str] =
-    &["linear", "log", "steps", "uniform", "log_uniform", "int_uniform", "choice", "repeats"];
+    &["linear", "log", "uniform", "log_uniform", "int_uniform", "choice", "repeats"];
 
 /// Seeds: the settings that `{ repeats = n }` is for.
 const SEEDS: &[&str] = &["train.seed", "train.data_seed", "store.shuffle_seed"];
@@ -100,7 +100,12 @@ pub(crate) fn read_axis(
         Value::Dict(_, dict) => reader.table(dict, value),
         _ => {
             let hint = format!("a fixed value belongs under [{}]", key.section());
-            reader.bad(path, value, "a list of values, or a table such as { log = [1e-5, 1e-3], steps = 5 }", hint);
+            reader.bad(
+                path,
+                value,
+                "a list of values, or a table such as { log = [1e-5, 1e-3], steps = 5 }",
+                hint,
+            );
             None
         }
     };
@@ -161,7 +166,7 @@ impl AxisReader<'_> {
             if let Some(first) = settings.iter().position(|earlier| *earlier == setting) {
                 let mismatch = Mismatch {
                     fault: Fault::Alike,
-                    found: format!("{}, the same value as entry {}", show(item), first + 1),
+                    found: format!("{}, the same value as [{first}]", show(item)),
                     expected: "every value once".to_owned(),
                     hint: repeats_hint(self.key),
                 };
@@ -175,7 +180,8 @@ impl AxisReader<'_> {
     fn table(&mut self, dict: &Dict, whole: &Value) -> Option<Points> {
         let mut kinds = dict.keys().filter(|word| *word != "steps");
         let (Some(kind), None) = (kinds.next().cloned(), kinds.next()) else {
-            let shapes = "one of linear, log (each with steps), choice, repeats, uniform, log_uniform, int_uniform";
+            let shapes =
+                "one of linear, log (each with steps), choice, repeats, uniform, log_uniform, int_uniform";
             self.bad(self.path, whole, shapes, foreign_hint(dict));
             return None;
         };
@@ -186,7 +192,12 @@ impl AxisReader<'_> {
             "linear" | "log" => {
                 let Some(steps) = steps else {
                     let example = format!("{{ {kind} = {}, steps = 5 }}", show(value));
-                    self.bad(self.path, whole, "steps, the number of points", format!("for example {example}"));
+                    self.bad(
+                        self.path,
+                        whole,
+                        "steps, the number of points",
+                        format!("for example {example}"),
+                    );
                     return None;
                 };
                 let ends = self.ends(&path, value, kind == "log");
@@ -195,7 +206,10 @@ impl AxisReader<'_> {
             }
             "uniform" | "log_uniform" | "int_uniform" => {
                 if let Some(steps) = steps {
-                    let hint = format!("for evenly spaced points use {}", if kind == "log_uniform" { "log" } else { "linear" });
+                    let hint = format!(
+                        "for evenly spaced points use {}",
+                        if kind == "log_uniform" { "log" } else { "linear" }
+                    );
                     self.bad(&format!("{}.steps", self.path), steps, "no steps: a range is drawn from", hint);
                 }
                 let (from, to) = self.ends(&path, value, kind == "log_uniform")?;
@@ -227,8 +241,10 @@ impl AxisReader<'_> {
             },
             "repeats" => self.repeats(&path, value),
             _ => {
-                let hint = foreign_hint(dict)
-                    .or_else(|| suggest::nearest(&kind, AXIS_WORDS.iter().copied()).map(|word| format!("did you mean {word}?")));
+                let hint = foreign_hint(dict).or_else(|| {
+                    suggest::nearest(&kind, AXIS_WORDS.iter().copied())
+                        .map(|word| format!("did you mean {word}?"))
+                });
                 let shapes = "one of linear, log, choice, repeats, uniform, log_uniform, int_uniform";
                 self.bad(&path, value, shapes, hint);
                 None
@@ -299,7 +315,14 @@ impl AxisReader<'_> {
         }
     }
 
-    fn spaced(&mut self, path: &str, value: &Value, ends: (f64, f64), steps: usize, log: bool) -> Option<Points> {
+    fn spaced(
+        &mut self,
+        path: &str,
+        value: &Value,
+        ends: (f64, f64),
+        steps: usize,
+        log: bool,
+    ) -> Option<Points> {
         let (from, to) = ends;
         let whole = matches!(self.key.kind, Kind::Int { .. });
         let mut settings: Vec<Setting> = Vec::with_capacity(steps);
@@ -316,7 +339,8 @@ impl AxisReader<'_> {
             };
             let setting = if whole { Setting::Int(x.round() as i64) } else { Setting::Float(x) };
             if settings.last() == Some(&setting) {
-                let expected = format!("{steps} different values; rounded, two of them are {}", setting.to_toml());
+                let expected =
+                    format!("{steps} different values; rounded, two of them are {}", setting.to_toml());
                 self.bad(path, value, &expected, "take fewer steps".to_owned());
                 return None;
             }
@@ -337,7 +361,9 @@ fn foreign_hint(dict: &Dict) -> Option<String> {
         return Some("write the list itself: [1, 2, 3]".to_owned());
     }
     if dict.contains_key("min") || dict.contains_key("max") || dict.contains_key("from") {
-        return Some("write the ends as a list: { log_uniform = [1e-5, 1e-3] } or { log = […], steps = 5 }".to_owned());
+        return Some(
+            "write the ends as a list: { log_uniform = [1e-5, 1e-3] } or { log = […], steps = 5 }".to_owned(),
+        );
     }
     None
 }

@@ -3,7 +3,7 @@
 //! [`View`] reads a trial's settings with `auto` worked out; [`contradictions`] lists what cannot be. What
 //! needs the language model or the data (a hook that exists, enough text) is checked by those who open them.
 
-use super::{keys, keys::Used, setting::Setting};
+use super::{axes::significant, keys, keys::Used, setting::Setting};
 use std::collections::BTreeMap;
 
 /// The settings of one trial, complete or not.
@@ -20,7 +20,8 @@ impl<'a> View<'a> {
         let written = self.0.get(name)?;
         match name {
             "train.lr_end" if *written == Setting::Auto || !self.uses(name) => {
-                Some(Setting::Float(self.0.get("train.lr")?.as_float()? / 10.0))
+                // Without the last digit, so that a tenth of 3e-4 is what a user would write.
+                Some(Setting::Float(significant(self.0.get("train.lr")?.as_float()? / 10.0, 15)))
             }
             "train.n_restart_cycles" if !self.uses(name) => Some(Setting::Int(1)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
@@ -30,7 +31,8 @@ impl<'a> View<'a> {
 
     /// Whether a trial with these settings reads this one.
     pub(crate) fn uses(self, name: &str) -> bool {
-        let is_one_of = |setting: &str, words: &[&str]| self.text(setting).is_some_and(|word| words.contains(&word));
+        let is_one_of =
+            |setting: &str, words: &[&str]| self.text(setting).is_some_and(|word| words.contains(&word));
         match keys::find(name).map(|key| key.used) {
             Some(Used::Architectures(names)) => is_one_of("sae.architecture", names),
             Some(Used::Schedulers(names)) => is_one_of("train.lr_scheduler_name", names),
@@ -141,12 +143,16 @@ fn schedule_fits(view: View<'_>) -> Option<Contradiction> {
         return None;
     }
     let expected = if cosine {
-        format!("together fewer than the {steps} steps of the run (train.tokens // train.batch_size): a cosine needs a step between")
+        format!(
+            "together fewer than the {steps} steps of the run (train.tokens // train.batch_size): a cosine needs a step between"
+        )
     } else {
         format!("together at most the {steps} steps of the run (train.tokens // train.batch_size)")
     };
     Some(Contradiction {
-        hint: Some("let them follow the length: [derive] train.lr_decay_steps = \"train.steps // 5\"".to_owned()),
+        hint: Some(
+            "let them follow the length: [derive] train.lr_decay_steps = \"train.steps // 5\"".to_owned(),
+        ),
         ..contradiction(
             &["train.lr_decay_steps", "train.lr_warm_up_steps", "train.tokens", "train.batch_size"],
             format!("train.lr_warm_up_steps = {warm_up} and train.lr_decay_steps = {decay}"),
@@ -159,7 +165,8 @@ fn restarts_fit(view: View<'_>) -> Option<Contradiction> {
     if !view.uses("train.n_restart_cycles") {
         return None;
     }
-    let between = view.schedule_steps()? - view.int("train.lr_warm_up_steps")? - view.int("train.lr_decay_steps")?;
+    let between =
+        view.schedule_steps()? - view.int("train.lr_warm_up_steps")? - view.int("train.lr_decay_steps")?;
     let cycles = view.int("train.n_restart_cycles")?;
     (between > 0 && cycles > between).then(|| {
         contradiction(
@@ -176,7 +183,9 @@ fn l1_warm_up_fits(view: View<'_>) -> Option<Contradiction> {
     }
     let (warm_up, steps) = (view.int("sae.l1_warm_up_steps")?, view.steps()?);
     (warm_up > steps).then(|| Contradiction {
-        hint: Some("let it follow the length: [derive] sae.l1_warm_up_steps = \"train.steps // 20\"".to_owned()),
+        hint: Some(
+            "let it follow the length: [derive] sae.l1_warm_up_steps = \"train.steps // 20\"".to_owned(),
+        ),
         ..contradiction(
             &["sae.l1_warm_up_steps", "train.tokens", "train.batch_size"],
             format!("sae.l1_warm_up_steps = {warm_up}"),
@@ -191,14 +200,18 @@ fn k_fits(view: View<'_>) -> Option<Contradiction> {
     }
     let (k, d_sae) = (view.int("sae.k")?, view.int("sae.d_sae")?);
     (k > d_sae).then(|| {
-        contradiction(&["sae.k", "sae.d_sae"], format!("sae.k = {k} with sae.d_sae = {d_sae}"), "k at most d_sae")
+        contradiction(
+            &["sae.k", "sae.d_sae"],
+            format!("sae.k = {k} with sae.d_sae = {d_sae}"),
+            "k at most d_sae",
+        )
     })
 }
 
 fn normalisation_fits(view: View<'_>) -> Option<Contradiction> {
     let (architecture, mode) = (view.text("sae.architecture")?, view.text("sae.normalize_activations")?);
     (architecture == "topk" && matches!(mode, "layer_norm" | "constant_norm_rescale")).then(|| Contradiction {
-        hint: Some("the auxiliary loss on dead latents is not defined for modes that are undone row by row".to_owned()),
+        hint: Some("topk's auxiliary loss on dead latents is not defined for modes that scale every row on its own".to_owned()),
         ..contradiction(
             &["sae.normalize_activations", "sae.architecture"],
             format!("sae.normalize_activations = \"{mode}\" with sae.architecture = \"topk\""),

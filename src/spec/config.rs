@@ -1,12 +1,6 @@
 //! Checked settings to the plain data that the rest of the program works with.
 
-use super::{
-    axes::Axis,
-    check::View,
-    keys::trial_keys,
-    sections::Fixed,
-    setting::Setting,
-};
+use super::{axes::Axis, check::View, keys::trial_keys, sections::Fixed, setting::Setting};
 use crate::{
     metric::Goal,
     slot::DeviceKind,
@@ -148,9 +142,13 @@ pub(crate) fn trial_config(view: View<'_>) -> TrialConfig {
         let (Some(setting), false) = (view.resolved(key.name), is_foreign) else { continue };
         let (section, name) = key.name.split_once('.').expect("invariant: settings have sections");
         let fields = sections.entry(section).or_insert_with(|| Value::Object(Map::new()));
-        fields.as_object_mut().expect("invariant: sections are tables").insert(name.to_owned(), setting.to_json());
+        fields
+            .as_object_mut()
+            .expect("invariant: sections are tables")
+            .insert(name.to_owned(), setting.to_json());
     }
-    serde_json::from_value(Value::Object(sections)).expect("invariant: checked settings fit the configuration")
+    serde_json::from_value(Value::Object(sections))
+        .expect("invariant: checked settings fit the configuration")
 }
 
 /// `[run]`, once checked.
@@ -220,12 +218,24 @@ mod tests {
 
     #[test]
     fn names_are_told_apart_by_their_form() {
-        for hub in ["roneneldan/TinyStories", "org/name@v1.0", "gpt2", "Qwen/Qwen2.5-1.5B", "quickstart/model"] {
+        for hub in
+            ["roneneldan/TinyStories", "org/name@v1.0", "gpt2", "Qwen/Qwen2.5-1.5B", "quickstart/model"]
+        {
             assert!(is_hub_id(hub), "{hub}");
         }
         for path in [
-            "./model", "../model", "/models/a", "~/a", "a/b/c", "model.gguf", "org/stories.jsonl", "data.parquet",
-            "a b/c", "C:\\models", "org/name@", "stories.JSONL",
+            "./model",
+            "../model",
+            "/models/a",
+            "~/a",
+            "a/b/c",
+            "model.gguf",
+            "org/stories.jsonl",
+            "data.parquet",
+            "a b/c",
+            "C:\\models",
+            "org/name@",
+            "stories.JSONL",
         ] {
             assert!(!is_hub_id(path), "{path}");
         }

@@ -65,6 +65,9 @@ pub enum Fault {
     /// The text is not TOML.
     #[error("cannot be read as TOML")]
     Syntax,
+    /// A `--set` without `=`.
+    #[error("is no assignment")]
+    NoAssignment,
     /// One key, two values.
     #[error("is given twice")]
     GivenTwice,
@@ -83,6 +86,12 @@ pub enum Fault {
     /// A number outside its range.
     #[error("is out of range")]
     OutOfRange,
+    /// Text that must say something and does not.
+    #[error("is empty")]
+    Empty,
+    /// A name that cannot be a folder's.
+    #[error("cannot name a folder")]
+    BadName,
     /// A word outside its list.
     #[error("has an unknown value")]
     UnknownValue,
@@ -165,7 +174,8 @@ pub struct SpecErrors {
 
 impl SpecErrors {
     pub(crate) fn new(path: &str, mut problems: Vec<Problem>) -> Self {
-        problems.sort_by(|a, b| (&a.place, a.fault, &a.key).cmp(&(&b.place, b.fault, &b.key)));
+        // Stable: problems of one line stay in the order in which they were found.
+        problems.sort_by(|a, b| a.place.cmp(&b.place));
         problems.dedup();
         Self { path: path.to_owned(), problems }
     }

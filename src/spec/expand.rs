@@ -55,11 +55,32 @@ struct Tally {
     count: usize,
 }
 
+/// A sweep as it was read, before there are trials.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts<'a> {
+    pub(crate) layers: &'a Layers,
+    pub(crate) fixed: &'a Fixed,
+    pub(crate) variation: &'a Variation<'a>,
+}
+
+/// Reports required settings of trials that nothing gives at all.
+pub(crate) fn require_trial_settings(parts: Parts<'_>, problems: &mut Vec<Problem>) {
+    let Parts { layers, fixed, variation } = parts;
+    for key in trial_keys().filter(|key| key.presence == Presence::Required) {
+        let is_given = fixed.get(key.name).is_some()
+            || fixed.broken.contains(key.name)
+            || variation.broken.contains(key.name)
+            || variation.places.contains_key(key.name)
+            || variation.given.iter().any(|given| given.settings.contains_key(key.name));
+        if !is_given {
+            problems.push(missing(key, layers));
+        }
+    }
+}
+
 /// What the combinations came to.
 pub(crate) struct Expander<'a> {
-    layers: &'a Layers,
-    fixed: &'a Fixed,
-    variation: &'a Variation<'a>,
+    parts: Parts<'a>,
     base: Values,
     broken: BTreeSet<&'static str>,
     first_of: BTreeMap<TrialId, usize>,
@@ -133,14 +154,13 @@ fn product<'d>(dimensions: &'d [&'d Dimension]) -> impl Iterator<Item = Values> 
 }
 
 impl<'a> Expander<'a> {
-    pub(crate) fn new(layers: &'a Layers, fixed: &'a Fixed, variation: &'a Variation<'a>) -> Self {
+    pub(crate) fn new(parts: Parts<'a>) -> Self {
+        let Parts { fixed, variation, .. } = parts;
         let broken: BTreeSet<&str> = fixed.broken.union(&variation.broken).copied().collect();
         let mut base = fixed.trial_settings();
         base.retain(|name, _| !broken.contains(name));
         Self {
-            layers,
-            fixed,
-            variation,
+            parts,
             base,
             broken,
             first_of: BTreeMap::new(),
@@ -152,13 +172,17 @@ impl<'a> Expander<'a> {
         }
     }
 
+    pub(crate) fn parts(&self) -> Parts<'a> {
+        self.parts
+    }
+
     fn split(&self) -> (Vec<&'a Dimension>, Vec<&'a Dimension>) {
-        self.variation.dimensions.iter().partition(|dimension| !dimension.repeats)
+        self.parts.variation.dimensions.iter().partition(|dimension| !dimension.repeats)
     }
 
     /// Every combination.
     pub(crate) fn grid(&mut self) {
-        let all: Vec<&Dimension> = self.variation.dimensions.iter().collect();
+        let all: Vec<&Dimension> = self.parts.variation.dimensions.iter().collect();
         for values in product(&all) {
             self.consider(values, Origin::Dimensions);
         }
@@ -167,7 +191,7 @@ impl<'a> Expander<'a> {
     /// Each `[[trial]]`.
     pub(crate) fn given(&mut self) {
         let (_, repeats) = self.split();
-        for (idx, given) in self.variation.given.iter().enumerate() {
+        for (idx, given) in self.parts.variation.given.iter().enumerate() {
             let open: Vec<&Dimension> = repeats
                 .iter()
                 .copied()
@@ -246,7 +270,7 @@ impl<'a> Expander<'a> {
 
     /// Evaluates `[derive]`; false when a value could not be had.
     fn derive(&mut self, settings: &mut Values) -> bool {
-        let variation = self.variation;
+        let variation = self.parts.variation;
         for derived in &variation.derived {
             let path = format!("derive.{}", derived.key.name);
             if !self.readable(&derived.formula, settings) {
@@ -264,7 +288,8 @@ impl<'a> Expander<'a> {
                     settings.insert(derived.key.name, setting);
                 }
                 Err(mismatch) => {
-                    let not_whole = value.to_num().is_some_and(|num| num.to_f64().is_some_and(|x| x.fract() != 0.0));
+                    let not_whole =
+                        value.to_num().is_some_and(|num| num.to_f64().is_some_and(|x| x.fract() != 0.0));
                     let hint = if not_whole && mismatch.fault == Fault::WrongType {
                         Some("make it whole with `//` or floor(…)".to_owned())
                     } else {
@@ -293,7 +318,7 @@ impl<'a> Expander<'a> {
     }
 
     fn excluded_by(&mut self, settings: &Values) -> Option<usize> {
-        let variation = self.variation;
+        let variation = self.parts.variation;
         if variation.excludes.is_empty() {
             return None;
         }
@@ -318,7 +343,9 @@ impl<'a> Expander<'a> {
                         self.tally(problem, &[]);
                     }
                 },
-                Err(message) => self.failed(&exclude.formula, &exclude.path, &exclude.place, &message, settings),
+                Err(message) => {
+                    self.failed(&exclude.formula, &exclude.path, &exclude.place, &message, settings)
+                }
             }
         }
         None
@@ -349,12 +376,16 @@ impl<'a> Expander<'a> {
                 continue;
             }
             n_missing += 1;
-            let mut problem = missing(key, self.layers);
-            let varies = self.variation.given.iter().any(|given| given.settings.contains_key(key.name));
-            if let (Origin::Given(idx), true) = (origin, varies) {
-                problem.place = self.variation.given[idx].place.clone();
-                problem.key = format!("{}.{}", self.variation.given[idx].path, key.name);
-                problem.hint = Some(format!("add {} = … here, or under [{}] for all", key.name, key.section()));
+            // What nothing gives at all was reported before there were combinations.
+            if !self.parts.variation.given.iter().any(|given| given.settings.contains_key(key.name)) {
+                continue;
+            }
+            let mut problem = missing(key, self.parts.layers);
+            problem.hint =
+                Some(format!("add {} = … to every [[trial]], or to [{}]", key.name, key.section()));
+            if let Origin::Given(idx) = origin {
+                problem.place = self.parts.variation.given[idx].place.clone();
+                problem.key = format!("{}.{}", self.parts.variation.given[idx].path, key.name);
             }
             self.tally(problem, &[]);
         }
@@ -373,12 +404,14 @@ impl<'a> Expander<'a> {
     /// Where the user wrote the value that a setting has in a combination.
     pub(crate) fn place_of(&self, key: &str, origin: Origin) -> Option<Place> {
         if let Origin::Given(idx) = origin
-            && self.variation.given[idx].settings.contains_key(key)
+            && self.parts.variation.given[idx].settings.contains_key(key)
         {
-            return Some(self.layers.file_place(&format!("{}.{key}", self.variation.given[idx].path)));
+            return Some(
+                self.parts.layers.file_place(&format!("{}.{key}", self.parts.variation.given[idx].path)),
+            );
         }
-        let varying = self.variation.places.get(key);
-        let place = varying.or_else(|| self.fixed.place(key))?;
+        let varying = self.parts.variation.places.get(key);
+        let place = varying.or_else(|| self.parts.fixed.place(key))?;
         (*place != Place::Default).then(|| place.clone())
     }
 

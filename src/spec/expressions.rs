@@ -56,7 +56,10 @@ pub(crate) struct BadFormula {
 }
 
 /// Compiles an expression and checks that all it names exists.
-pub(crate) fn compile<'env>(environment: &'env Environment<'static>, text: &str) -> Result<Formula<'env>, BadFormula> {
+pub(crate) fn compile<'env>(
+    environment: &'env Environment<'static>,
+    text: &str,
+) -> Result<Formula<'env>, BadFormula> {
     let expression = environment.compile_expression_owned(text.to_owned()).map_err(|error| BadFormula {
         found: format!("{text:?}: {}", plain(&error)),
         expected: "a minijinja expression, for example \"sae.d_sae >= 16384 and train.lr > 5e-4\"".to_owned(),
@@ -77,7 +80,10 @@ pub(crate) fn compile<'env>(environment: &'env Environment<'static>, text: &str)
                 expected: "settings of a trial, train.steps or train.schedule_steps".to_owned(),
                 hint: match find(&name) {
                     Some(_) => Some(format!("`{name}` is a setting of the sweep, not of a trial")),
-                    None => suggest::setting(&name),
+                    None => suggest::nearest(&name, READ_ONLY.iter().copied())
+                        .filter(|read_only| strsim::damerau_levenshtein(&name, read_only) <= 2)
+                        .map(|read_only| format!("did you mean `{read_only}`?"))
+                        .or_else(|| suggest::setting(&name)),
                 },
             });
         }
@@ -116,7 +122,8 @@ impl Formula<'_> {
     /// The value for a trial.
     pub(crate) fn value(&self, context: &Value) -> Result<figment::value::Value, String> {
         let value = self.expression.eval(context).map_err(|error| plain(&error))?;
-        written(&value).ok_or_else(|| format!("the result is {value}, neither number, text nor true or false"))
+        written(&value)
+            .ok_or_else(|| format!("the result is {value}, neither number, text nor true or false"))
     }
 }
 

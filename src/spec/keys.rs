@@ -184,12 +184,7 @@ pub(crate) const KEYS: &[Key] = &[
     key(Sweep, "sweep.seed", int(0), Default),
     key(Sweep, "sweep.max_trials", Kind::Int { min: 1, max: 1_000_000 }, Default),
     key(Sweep, "sweep.objective.metric", Text { empty: false }, Default),
-    key(
-        Sweep,
-        "sweep.objective.goal",
-        Word(&["maximize", "minimize"]),
-        Auto("the metric's own direction"),
-    ),
+    key(Sweep, "sweep.objective.goal", Word(&["maximize", "minimize"]), Auto("the metric's own direction")),
     key(Trial, "model.name", Text { empty: false }, Required),
     key(Trial, "model.hook", Text { empty: false }, Required),
     key(Trial, "data.dataset", Text { empty: false }, Required),

@@ -138,7 +138,7 @@ fn read_override(text: &str, place: &Place, problems: &mut Vec<Problem>) -> Opti
         problems.push(Problem {
             place: place.clone(),
             key: key.to_owned(),
-            fault: Fault::Syntax,
+            fault: Fault::NoAssignment,
             found,
             expected: "key=value, for example train.lr=1e-4".to_owned(),
             hint,
@@ -191,5 +191,7 @@ fn check_head(segments: &[String], place: &Place, found: &str, problems: &mut Ve
 
 /// Whether the setting is a text or an expression, so that `--set sweep.name=7` is one too.
 fn wants_text(segments: &[String]) -> bool {
-    segments[0] == "derive" || find(&segments.join(".")).is_some_and(|key| matches!(key.kind, Kind::Text { .. } | Kind::Folder | Kind::Word(_)))
+    segments[0] == "derive"
+        || find(&segments.join("."))
+            .is_some_and(|key| matches!(key.kind, Kind::Text { .. } | Kind::Folder | Kind::Word(_)))
 }

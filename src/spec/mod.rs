@@ -14,7 +14,9 @@ mod config;
 mod error;
 mod expand;
 mod expressions;
+mod formulas;
 mod identity;
+mod judge;
 mod keys;
 mod layers;
 mod plan;
@@ -22,8 +24,12 @@ mod resolved;
 mod sections;
 mod setting;
 mod source;
+mod strategy;
 mod suggest;
 mod variation;
+
+#[cfg(test)]
+mod tests;
 
 pub use axes::Axis;
 pub use config::{Devices, LocalName, Objective, ReportSection, Strategy, SweepSection, SweepSpec};

@@ -2,13 +2,13 @@
 
 use super::{
     error::Place,
+    expand::Parts,
     identity::flat,
     keys::{KEYS, SECTIONS, Scope, Used, trial_keys},
     layers::Layers,
     plan::{Plan, PlannedTrial},
     sections::Fixed,
     setting::{float_text, quoted, write_toml},
-    variation::Variation,
 };
 use crate::trial::TrialConfig;
 use figment::value::Value;
@@ -21,13 +21,8 @@ pub fn resolved_toml(plan: &Plan) -> String {
 }
 
 /// Writes the sweep after all layers. What came from outside the file says so.
-pub(crate) fn resolved(
-    path: &str,
-    layers: &Layers,
-    fixed: &Fixed,
-    variation: &Variation<'_>,
-    trials: &[PlannedTrial],
-) -> String {
+pub(crate) fn resolved(path: &str, parts: Parts<'_>, trials: &[PlannedTrial]) -> String {
+    let Parts { layers, fixed, variation } = parts;
     let used: BTreeSet<&str> = trials.iter().flat_map(|trial| used_keys(&trial.config)).collect();
     let mut text = format!("# {path} after all layers, every setting that its trials use.\n");
     for section in SECTIONS {
@@ -38,7 +33,8 @@ pub(crate) fn resolved(
             if key.scope == Scope::Trial && !used.contains(key.name) {
                 continue;
             }
-            let name = key.name.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')).unwrap_or(key.name);
+            let name =
+                key.name.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')).unwrap_or(key.name);
             let comment = match place {
                 Place::Env(_) | Place::Override(_) => format!(" # {place}").replace(['\n', '\r'], " "),
                 Place::File { .. } | Place::Default => String::new(),

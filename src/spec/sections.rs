@@ -107,7 +107,14 @@ impl SectionReader<'_> {
                     }
                     Err(mismatch) => {
                         self.fixed.broken.insert(key.name);
-                        self.problem(place, &name, mismatch.fault, mismatch.found, mismatch.expected, mismatch.hint);
+                        self.problem(
+                            place,
+                            &name,
+                            mismatch.fault,
+                            mismatch.found,
+                            mismatch.expected,
+                            mismatch.hint,
+                        );
                     }
                 }
             } else if is_prefix(&name) {

@@ -103,22 +103,18 @@ pub(crate) fn coerce(key: &Key, value: &Value) -> Result<Setting, Mismatch> {
             Some(x) => {
                 // Adding 0 turns -0 into 0, so that there is one zero.
                 let x = x.to_f64() + 0.0;
-                if range.contains(x) {
-                    Ok(Setting::Float(x))
-                } else {
-                    Err(mismatch(Fault::OutOfRange, None))
-                }
+                if range.contains(x) { Ok(Setting::Float(x)) } else { Err(mismatch(Fault::OutOfRange, None)) }
             }
             None => Err(wrong_type()),
         },
         Kind::Text { empty } => match value.as_str() {
-            Some("") if !empty => Err(mismatch(Fault::OutOfRange, None)),
+            Some("") if !empty => Err(mismatch(Fault::Empty, None)),
             Some(text) => Ok(Setting::Text(text.to_owned())),
             None => Err(wrong_type()),
         },
         Kind::Folder => match value.as_str() {
             Some(text) if is_folder_name(text) => Ok(Setting::Text(text.to_owned())),
-            Some(_) => Err(mismatch(Fault::OutOfRange, None)),
+            Some(_) => Err(mismatch(Fault::BadName, None)),
             None => Err(wrong_type()),
         },
         Kind::Word(words) => match value.as_str() {
@@ -169,9 +165,12 @@ fn type_hint(key: &Key, value: &Value) -> Option<String> {
             "[{section}] holds one value for all trials; to vary it, write `{}` under [axes]",
             key.name
         )),
-        Value::String(_, text) if matches!(key.kind, Kind::Int { .. } | Kind::Float(_)) => {
-            text.trim().replace('_', "").parse::<f64>().is_ok().then(|| "write the number without quotes".to_owned())
-        }
+        Value::String(_, text) if matches!(key.kind, Kind::Int { .. } | Kind::Float(_)) => text
+            .trim()
+            .replace('_', "")
+            .parse::<f64>()
+            .is_ok()
+            .then(|| "write the number without quotes".to_owned()),
         Value::String(_, text) if key.kind == Kind::Bool => {
             matches!(text.as_str(), "true" | "false").then(|| "write it without quotes".to_owned())
         }
@@ -240,8 +239,10 @@ pub(crate) fn write_toml(value: &Value) -> String {
         }
         Value::Dict(_, dict) if dict.is_empty() => "{}".to_owned(),
         Value::Dict(_, dict) => {
-            let pairs: Vec<String> =
-                dict.iter().map(|(key, value)| format!("{} = {}", write_key(key), write_toml(value))).collect();
+            let pairs: Vec<String> = dict
+                .iter()
+                .map(|(key, value)| format!("{} = {}", write_key(key), write_toml(value)))
+                .collect();
             format!("{{ {} }}", pairs.join(", "))
         }
     }
@@ -299,7 +300,8 @@ mod tests {
 
     #[test]
     fn there_is_one_zero() {
-        let Ok(Setting::Float(zero)) = coerce(find("sae.decoder_init_norm").unwrap(), &Value::from(-0.0)) else {
+        let Ok(Setting::Float(zero)) = coerce(find("sae.decoder_init_norm").unwrap(), &Value::from(-0.0))
+        else {
             panic!("a number");
         };
         assert!(zero.is_sign_positive());

@@ -64,14 +64,12 @@ pub(crate) fn read_file(path: &str, text: &str) -> Read {
     let mut reader = Reader { place: &place, read: Read::default() };
     let mut last_line = None;
     let mut broken = false;
+    let mut twice = Vec::new();
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
         let line = line_of(text, span.start);
         if error.message() == "duplicate key" {
-            let key = text.get(span.clone()).unwrap_or_default();
-            let section = section_at(text, span.start);
-            let key = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
-            reader.problem(span.start, &key, Fault::GivenTwice, "a second value", "one value", None);
+            twice.push(span);
             continue;
         }
         broken = true;
@@ -80,24 +78,45 @@ pub(crate) fn read_file(path: &str, text: &str) -> Read {
             continue;
         }
         last_line = Some(line);
-        let written = text.lines().nth(line - 1).unwrap_or_default().trim();
-        let found = if written.is_empty() { "the end of the file".to_owned() } else { written.to_owned() };
-        reader.problem(span.start, "", Fault::Syntax, &found, error.message(), syntax_hint(written));
+        let written = line_text(text, line);
+        let hint = syntax_hint(written);
+        // toml says "what is wrong, expected what".
+        let (message, expected) =
+            error.message().split_once(", expected ").unwrap_or((error.message(), "TOML"));
+        let expected = match (message, expected) {
+            ("invalid boolean", _) | (_, "nothing") => {
+                "a value: text in quotes, a number, true or false, [ a list ]"
+            }
+            _ => expected,
+        };
+        let found = match written {
+            "" => format!("the end of the file: {message}"),
+            written => format!("{written}  ({message})"),
+        };
+        reader.problem(span.start, "", Fault::Syntax, &found, expected, hint);
     }
     if broken {
-        reader.read.problems.retain(|problem| problem.fault == Fault::Syntax);
-    } else {
-        reader.file(table.get_ref());
+        return reader.read;
+    }
+    reader.file(table.get_ref());
+    for span in twice {
+        reader.given_twice(text, span);
     }
     reader.read
+}
+
+/// A line, from 1, without the space around it.
+fn line_text(text: &str, line: usize) -> &str {
+    text.lines().nth(line - 1).unwrap_or_default().trim()
 }
 
 /// The header above an offset, `axes` for `[axes]`.
 fn section_at(text: &str, offset: usize) -> String {
     let headers = text[..offset].lines().filter(|line| line.trim_start().starts_with('['));
-    // The last line before the offset may be the beginning of a header that is itself the duplicate.
+    // The last piece before the offset may be the beginning of a header that is itself the duplicate.
     let header = headers.filter(|line| line.contains(']')).last().unwrap_or_default();
-    header.trim().trim_matches(['[', ']']).split(']').next().unwrap_or_default().trim().to_owned()
+    let inner = header.trim().trim_start_matches('[').split(']').next().unwrap_or_default();
+    inner.trim().to_owned()
 }
 
 fn syntax_hint(line: &str) -> Option<String> {
@@ -137,15 +156,15 @@ pub(crate) fn read_assignment(key: &[String], value: &str, at: &Place, as_text: 
     let under_head = |value: Value| Dict::from([(head.to_owned(), value)]);
     reader.read.dict = match (head, converted) {
         ("axes" | "derive", Value::Dict(_, dict)) if rest.is_empty() => {
-            under_head(wrap_axes(head, flatten("", dict)).into())
+            under_head(wrap_axes(head, flatten(head, "", dict)).into())
         }
         ("axes" | "derive", converted) if !rest.is_empty() => {
-            let flat = flatten("", Dict::from([(rest, converted)]));
+            let flat = flatten(head, "", Dict::from([(rest, converted)]));
             under_head(wrap_axes(head, flat).into())
         }
         ("zip" | "trial", Value::Array(_, items)) if rest.is_empty() => {
             let flat = items.into_iter().map(|item| match item {
-                Value::Dict(_, dict) => flatten("", dict).into(),
+                Value::Dict(_, dict) => flatten(head, "", dict).into(),
                 other => other,
             });
             under_head(flat.collect::<Vec<Value>>().into())
@@ -169,13 +188,13 @@ fn wrap_axes(section: &str, dict: Dict) -> Dict {
 }
 
 /// Makes nested tables flat, stopping at values.
-fn flatten(prefix: &str, dict: Dict) -> Dict {
+fn flatten(root: &str, prefix: &str, dict: Dict) -> Dict {
     let mut flat = Dict::new();
     for (key, value) in dict {
         let name = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
         match value {
-            Value::Dict(_, inner) if !is_value(&name, inner.keys().map(String::as_str)) => {
-                flat.extend(flatten(&name, inner));
+            Value::Dict(_, inner) if !is_value(root, &name, inner.keys().map(String::as_str)) => {
+                flat.extend(flatten(root, &name, inner));
             }
             other => {
                 flat.insert(name, other);
@@ -186,8 +205,9 @@ fn flatten(prefix: &str, dict: Dict) -> Dict {
 }
 
 /// Whether a table under `axes` and the like is a value rather than a level of a dotted name.
-fn is_value<'a>(name: &str, mut inner: impl Iterator<Item = &'a str>) -> bool {
-    find(name).is_some() || inner.any(|word| AXIS_WORDS.contains(&word))
+fn is_value<'a>(root: &str, name: &str, mut inner: impl Iterator<Item = &'a str>) -> bool {
+    let is_axis = root.starts_with("axes") || root.starts_with("zip");
+    find(name).is_some() || (is_axis && inner.any(|word| AXIS_WORDS.contains(&word)))
 }
 
 struct Reader<'a> {
@@ -213,6 +233,25 @@ impl Reader<'_> {
             expected: expected.to_owned(),
             hint,
         });
+    }
+
+    /// Reports a key that has a value already.
+    fn given_twice(&mut self, text: &str, span: std::ops::Range<usize>) {
+        let written = line_text(text, line_of(text, span.start));
+        let key = text.get(span.clone()).unwrap_or_default();
+        let section = section_at(text, span.start);
+        let key = match written.starts_with('[') || section.is_empty() {
+            true => key.to_owned(),
+            false => format!("{section}.{key}"),
+        };
+        let first = self.read.offsets.of(&key).map(|offset| (self.place)(offset).phrase());
+        let first = first.map_or_else(String::new, |first| format!("; the first is on {first}"));
+        let found = format!("{written}{first}");
+        let (expected, hint) = match written.starts_with('[') {
+            true => ("one table of this name", Some("put its settings together".to_owned())),
+            false => ("one value", None),
+        };
+        self.problem(span.start, &key, Fault::GivenTwice, &found, expected, hint);
     }
 
     fn file(&mut self, table: &DeTable<'_>) {
@@ -256,7 +295,9 @@ impl Reader<'_> {
                 format!("{prefix}.{}", key.get_ref())
             };
             match value.get_ref() {
-                DeValue::Table(inner) if !is_value(&name, inner.keys().map(|word| word.get_ref().as_ref())) => {
+                DeValue::Table(inner)
+                    if !is_value(root, &name, inner.keys().map(|word| word.get_ref().as_ref())) =>
+                {
                     self.flat_table(root, &name, inner, flat);
                 }
                 other => {
@@ -265,7 +306,8 @@ impl Reader<'_> {
                     if flat.contains_key(&name) {
                         let first = self.read.offsets.0.get(&path).copied().unwrap_or(0).min(offset);
                         let second = self.read.offsets.0.get(&path).copied().unwrap_or(0).max(offset);
-                        let found = format!("a second value; the first is on {}", (self.place)(first).phrase());
+                        let found =
+                            format!("a second value; the first is on {}", (self.place)(first).phrase());
                         self.problem(second, &path, Fault::GivenTwice, &found, "one value", None);
                         continue;
                     }
@@ -288,7 +330,19 @@ impl Reader<'_> {
                 Err(_too_large) => Value::from(f64::INFINITY),
             },
             DeValue::Float(x) => Value::from(x.as_str().parse::<f64>().unwrap_or(f64::NAN)),
-            DeValue::Datetime(x) => Value::from(x.to_string()),
+            DeValue::Datetime(x) => {
+                let offset = self.read.offsets.of(path).unwrap_or(0);
+                let hint = Some("text needs quotes".to_owned());
+                self.problem(
+                    offset,
+                    path,
+                    Fault::WrongType,
+                    &x.to_string(),
+                    "no date: no setting is one",
+                    hint,
+                );
+                Value::from(x.to_string())
+            }
             DeValue::Array(items) => {
                 let mut converted = Vec::new();
                 for (idx, item) in items.iter().enumerate() {

@@ -53,22 +53,53 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("hook_layer", "the layer is part of `model.hook`, for example \"blocks.3.hook_resid_post\""),
 ];
 
+/// Words of other tools for words of ours.
+const OTHER_WORDS: &[(&str, &str)] = &[
+    ("fp16", "float16"),
+    ("half", "float16"),
+    ("f16", "float16"),
+    ("bf16", "bfloat16"),
+    ("fp32", "float32"),
+    ("f32", "float32"),
+    ("gpu", "cuda"),
+    ("mps", "metal"),
+    ("relu", "standard"),
+    ("vanilla", "standard"),
+    ("layernorm", "layer_norm"),
+    ("whiten", "covariance_whitening"),
+    ("min", "minimize"),
+    ("max", "maximize"),
+    ("bayes", "random"),
+];
+
+/// How alike two words are, from 0 to 1.
+fn likeness(word: &str, candidate: &str) -> f64 {
+    let edits = strsim::normalized_damerau_levenshtein(word, candidate);
+    let is_part = word.len() >= 3 && (candidate.starts_with(word) || candidate.contains(&format!("_{word}")));
+    let holds = candidate.len() >= 4 && word.starts_with(candidate);
+    if is_part || holds { edits.max(0.7) } else { edits }
+}
+
 /// The candidate that is nearest to the word, if any is near enough to be meant.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&word, candidate), candidate))
-        .filter(|(distance, candidate)| {
-            *distance <= (candidate.len().max(word.len()) / 3).max(1) || candidate.starts_with(&word)
-        })
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+    let mut best: Option<(f64, &str)> = None;
+    for candidate in candidates {
+        let likeness = likeness(&word, candidate);
+        if likeness >= 0.6 && best.is_none_or(|(best, _)| likeness > best) {
+            best = Some((likeness, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate)
 }
 
 /// A "did you mean" for a word out of a list.
 pub(crate) fn word<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    nearest(found, candidates).map(|candidate| format!("did you mean \"{candidate}\"?"))
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    let lower = found.to_lowercase();
+    let known = OTHER_WORDS.iter().find(|(other, ours)| *other == lower && candidates.contains(ours));
+    let meant = known.map(|(_, ours)| *ours).or_else(|| nearest(found, candidates))?;
+    Some(format!("did you mean \"{meant}\"?"))
 }
 
 /// A "did you mean" for a dotted name that is no setting.
@@ -86,16 +117,16 @@ pub(crate) fn setting(found: &str) -> Option<String> {
         return Some((*advice).to_owned());
     }
     let section = found.split('.').next().unwrap_or(found);
-    let of_section: Vec<&str> =
-        KEYS.iter().filter(|key| key.section() == section).map(|key| key.name).collect();
-    if let Some(name) = nearest(found, of_section.iter().copied()) {
-        return mean(name);
-    }
-    let by_last =
-        KEYS.iter().map(|key| (key.name, key.name.split_once('.').map_or(key.name, |(_, rest)| rest)));
-    let lasts: Vec<(&str, &str)> = by_last.collect();
-    let best = nearest(last, lasts.iter().map(|(_, rest)| *rest))?;
-    lasts.iter().find(|(_, rest)| *rest == best).and_then(|(name, _)| mean(name))
+    let lasts = || KEYS.iter().map(|key| key.name.rsplit('.').next().unwrap_or(key.name));
+    // The section counts for less than the name: a setting is more often put into the wrong section.
+    let of_section =
+        KEYS.iter().zip(lasts()).filter(|(key, _)| key.section() == section).map(|(_, last)| last);
+    let best = nearest(last, of_section).map(|best| (best, true));
+    let (best, same_section) = best.or_else(|| nearest(last, lasts()).map(|best| (best, false)))?;
+    KEYS.iter()
+        .zip(lasts())
+        .find(|(key, last)| *last == best && (!same_section || key.section() == section))
+        .and_then(|(key, _)| mean(key.name))
 }
 
 /// A "did you mean" for a section.

@@ -4,11 +4,11 @@
 use super::{
     axes::{Axis, Points, Range, definition, read_axis},
     error::{Fault, Place, Problem},
-    expressions::{BadFormula, Formula, compile},
+    expressions::Formula,
     keys::{Key, Scope, find},
     layers::Layers,
     sections::Fixed,
-    setting::{Setting, coerce, show, write_key},
+    setting::{Setting, coerce, show},
     suggest,
 };
 use figment::value::{Dict, Value};
@@ -91,8 +91,14 @@ pub(crate) fn read_variation<'env>(
     problems: &mut Vec<Problem>,
 ) -> Variation<'env> {
     let n_before = problems.len();
-    let mut reader =
-        Reader { layers, fixed, environment, problems, claims: BTreeMap::new(), variation: Variation::default() };
+    let mut reader = Reader {
+        layers,
+        fixed,
+        environment,
+        problems,
+        claims: BTreeMap::new(),
+        variation: Variation::default(),
+    };
     reader.axes();
     reader.zips();
     reader.given();
@@ -104,24 +110,32 @@ pub(crate) fn read_variation<'env>(
     variation
 }
 
-struct Reader<'a, 'env> {
-    layers: &'a Layers,
-    fixed: &'a Fixed,
-    environment: &'env Environment<'static>,
-    problems: &'a mut Vec<Problem>,
+pub(crate) struct Reader<'a, 'env> {
+    pub(crate) layers: &'a Layers,
+    pub(crate) fixed: &'a Fixed,
+    pub(crate) environment: &'env Environment<'static>,
+    pub(crate) problems: &'a mut Vec<Problem>,
     /// What sets each varying key, in words.
-    claims: BTreeMap<&'static str, String>,
-    variation: Variation<'env>,
+    pub(crate) claims: BTreeMap<&'static str, String>,
+    pub(crate) variation: Variation<'env>,
 }
 
 impl<'env> Reader<'_, 'env> {
-    fn problem(&mut self, place: Place, key: &str, fault: Fault, found: String, expected: &str, hint: Option<String>) {
+    pub(crate) fn problem(
+        &mut self,
+        place: Place,
+        key: &str,
+        fault: Fault,
+        found: String,
+        expected: &str,
+        hint: Option<String>,
+    ) {
         let expected = expected.to_owned();
         self.problems.push(Problem { place, key: key.to_owned(), fault, found, expected, hint });
     }
 
     /// The setting that a flat name under `axes` and the like means, if a trial has it.
-    fn key(&mut self, name: &str, path: &str, value: &Value) -> Option<&'static Key> {
+    pub(crate) fn key(&mut self, name: &str, path: &str, value: &Value) -> Option<&'static Key> {
         let place = self.layers.place(path, value);
         match find(name) {
             Some(key) if key.scope == Scope::Trial => Some(key),
@@ -135,19 +149,31 @@ impl<'env> Reader<'_, 'env> {
             None => {
                 let found = format!("{name} = {}", show(value));
                 let hint = suggest::setting(name);
-                self.problem(place, path, Fault::UnknownKey, found, "the full name of a setting, such as sae.d_sae", hint);
+                self.problem(
+                    place,
+                    path,
+                    Fault::UnknownKey,
+                    found,
+                    "the full name of a setting, such as sae.d_sae",
+                    hint,
+                );
                 None
             }
         }
     }
 
     /// Whether a higher layer fixes this setting, so that what would vary it is dropped.
-    fn is_fixed_above(&mut self, key: &'static Key, what: &str, place: &Place) -> bool {
+    pub(crate) fn is_fixed_above(&mut self, key: &'static Key, what: &str, place: &Place) -> bool {
         let Some((setting, fixed_place)) = self.fixed.values.get(key.name) else { return false };
         if fixed_place.height() <= place.height().max(1) {
             return false;
         }
-        let note = format!("{} is fixed at {} by {}; {what} is not used", key.name, setting.to_toml(), fixed_place.phrase());
+        let note = format!(
+            "{} is fixed at {} by {}; {what} is not used",
+            key.name,
+            setting.to_toml(),
+            fixed_place.phrase()
+        );
         if !self.variation.notes.contains(&note) {
             self.variation.notes.push(note);
         }
@@ -155,7 +181,7 @@ impl<'env> Reader<'_, 'env> {
     }
 
     /// Notes that `what` sets the key, and refuses a second claim.
-    fn claim(&mut self, key: &'static Key, what: &str, path: &str, place: &Place) -> bool {
+    pub(crate) fn claim(&mut self, key: &'static Key, what: &str, path: &str, place: &Place) -> bool {
         if let Some(first) = self.claims.get(key.name) {
             let found = format!("{what}, besides {first}");
             let hint = match (what.starts_with("[derive]"), first.starts_with("[derive]")) {
@@ -175,28 +201,43 @@ impl<'env> Reader<'_, 'env> {
         self.layers.dict.get(name).cloned()
     }
 
-    fn flat_part(&mut self, name: &str) -> Vec<(String, Value)> {
+    pub(crate) fn flat_part(&mut self, name: &str) -> Vec<(String, Value)> {
         match self.part(name) {
             None => Vec::new(),
             Some(Value::Dict(_, dict)) => dict.into_iter().collect(),
             Some(other) => {
                 let place = self.layers.place(name, &other);
                 let hint = matches!(other, Value::Array(..)).then(|| "use single brackets".to_owned());
-                self.problem(place, name, Fault::WrongType, show(&other), &format!("a table, [{name}]"), hint);
+                self.problem(
+                    place,
+                    name,
+                    Fault::WrongType,
+                    show(&other),
+                    &format!("a table, [{name}]"),
+                    hint,
+                );
                 Vec::new()
             }
         }
     }
 
-    fn list_part(&mut self, name: &str) -> Vec<(String, Value, Dict)> {
+    pub(crate) fn list_part(&mut self, name: &str) -> Vec<(String, Value, Dict)> {
         let expected = format!("tables, [[{name}]]");
         let items = match self.part(name) {
             None => return Vec::new(),
             Some(Value::Array(_, items)) => items,
             Some(other) => {
                 let place = self.layers.place(name, &other);
-                let hint = matches!(other, Value::Dict(..)).then(|| format!("use double brackets: [[{name}]]"));
-                self.problem(self.layers.file_place(name).min(place), name, Fault::WrongType, show(&other), &expected, hint);
+                let hint =
+                    matches!(other, Value::Dict(..)).then(|| format!("use double brackets: [[{name}]]"));
+                self.problem(
+                    self.layers.file_place(name).min(place),
+                    name,
+                    Fault::WrongType,
+                    show(&other),
+                    &expected,
+                    hint,
+                );
                 return Vec::new();
             }
         };
@@ -242,11 +283,16 @@ impl<'env> Reader<'_, 'env> {
 
     fn rows(&self, key: &'static Key, points: Points) -> Option<(Rows, bool)> {
         match points {
-            Points::Finite(values) => Some((Rows::Finite(values.into_iter().map(|value| vec![value]).collect()), false)),
+            Points::Finite(values) => {
+                Some((Rows::Finite(values.into_iter().map(|value| vec![value]).collect()), false))
+            }
             Points::Range(range) => Some((Rows::Range(range), false)),
             Points::Repeats(n) => {
                 let first = self.fixed.get(key.name)?.as_int()?;
-                Some((Rows::Finite((0..n).map(|idx| vec![Setting::Int(first.saturating_add(idx))]).collect()), true))
+                Some((
+                    Rows::Finite((0..n).map(|idx| vec![Setting::Int(first.saturating_add(idx))]).collect()),
+                    true,
+                ))
             }
         }
     }
@@ -294,9 +340,15 @@ impl<'env> Reader<'_, 'env> {
                 continue;
             }
             let n_rows = values[0].len();
-            let rows = (0..n_rows).map(|row| values.iter().map(|column| column[row].clone()).collect()).collect();
+            let rows =
+                (0..n_rows).map(|row| values.iter().map(|column| column[row].clone()).collect()).collect();
             let position = self.layers.position(&path);
-            self.variation.dimensions.push(Dimension { keys, rows: Rows::Finite(rows), repeats: false, position });
+            self.variation.dimensions.push(Dimension {
+                keys,
+                rows: Rows::Finite(rows),
+                repeats: false,
+                position,
+            });
         }
     }
 
@@ -353,110 +405,6 @@ impl<'env> Reader<'_, 'env> {
                 }
             }
             self.variation.given.push(given);
-        }
-    }
-
-    fn derived(&mut self) {
-        let mut all = Vec::new();
-        for (name, value) in self.flat_part("derive") {
-            let path = format!("derive.{name}");
-            let place = self.layers.place(&path, &value);
-            if matches!(name.as_str(), "train.steps" | "train.schedule_steps") {
-                let found = format!("{name} = {}", show(&value));
-                let expected = "a setting; this one follows from train.tokens and train.batch_size";
-                self.problem(place, &path, Fault::UnknownKey, found, expected, None);
-                continue;
-            }
-            let Some(key) = self.key(&name, &path, &value) else { continue };
-            if self.is_fixed_above(key, "its [derive] expression", &place)
-                || !self.claim(key, "[derive]", &path, &place)
-            {
-                continue;
-            }
-            if let Some(given) = self.variation.given.iter().find(|given| given.settings.contains_key(key.name)) {
-                let found = format!("[derive], besides a value in [[trial]] ({})", given.place.phrase());
-                let hint = Some("[derive] replaces the value in every trial".to_owned());
-                self.problem(place.clone(), &path, Fault::Contradiction, found, "one of the two", hint);
-            }
-            match self.formula(&path, &value) {
-                Some(formula) => all.push(Derived { key, formula, place }),
-                None => {
-                    self.variation.broken.insert(key.name);
-                }
-            }
-        }
-        self.variation.derived = self.ordered(all);
-    }
-
-    /// Sorts derived settings so that each comes after those it reads. The order of the file plays no part.
-    fn ordered(&mut self, mut open: Vec<Derived<'env>>) -> Vec<Derived<'env>> {
-        let mut ordered: Vec<Derived<'env>> = Vec::new();
-        while !open.is_empty() {
-            let ready = open.iter().position(|derived| {
-                !derived.formula.depends_on().any(|name| open.iter().any(|other| other.key.name == name))
-            });
-            let Some(ready) = ready else {
-                let names: Vec<&str> = open.iter().map(|derived| derived.key.name).collect();
-                let (first, circle) = (&open[0], names.join(", "));
-                let (place, path) = (first.place.clone(), format!("derive.{}", first.key.name));
-                let found = format!("expressions that wait for each other: {circle}");
-                self.problem(place, &path, Fault::BadExpression, found, "expressions without a circle", None);
-                self.variation.broken.extend(names);
-                return ordered;
-            };
-            ordered.push(open.remove(ready));
-        }
-        ordered
-    }
-
-    fn formula(&mut self, path: &str, value: &Value) -> Option<Formula<'env>> {
-        let place = self.layers.place(path, value);
-        let Some(text) = value.as_str() else {
-            let hint = Some(format!("write it in quotes: \"{}\"", show(value)));
-            self.problem(place, path, Fault::WrongType, show(value), "an expression in quotes", hint);
-            return None;
-        };
-        match compile(self.environment, text) {
-            Ok(formula) => Some(formula),
-            Err(BadFormula { found, expected, hint }) => {
-                self.problem(place, path, Fault::BadExpression, found, &expected, hint);
-                None
-            }
-        }
-    }
-
-    fn excludes(&mut self) {
-        for (path, table, entries) in self.list_part("exclude") {
-            for (name, value) in entries.iter().filter(|(name, _)| !matches!(name.as_str(), "when" | "reason")) {
-                let path = format!("{path}.{name}");
-                let place = self.layers.place(&path, value);
-                let found = format!("{} = {}", write_key(name), show(value));
-                let hint = suggest::nearest(name, ["when", "reason"]).map(|word| format!("did you mean {word}?"));
-                self.problem(place, &path, Fault::UnknownKey, found, "when, and optionally reason", hint);
-            }
-            let Some(when) = entries.get("when") else {
-                let place = self.layers.place(&path, &table);
-                let expected = "when = \"…\", an expression over the trial's settings";
-                self.problem(place, &format!("{path}.when"), Fault::Missing, "nothing".to_owned(), expected, None);
-                continue;
-            };
-            let reason = match entries.get("reason") {
-                None => None,
-                Some(value) => match value.as_str() {
-                    Some(text) => Some(text.to_owned()),
-                    None => {
-                        let path = format!("{path}.reason");
-                        let place = self.layers.place(&path, value);
-                        self.problem(place, &path, Fault::WrongType, show(value), "text in quotes", None);
-                        None
-                    }
-                },
-            };
-            let path = format!("{path}.when");
-            let place = self.layers.place(&path, when);
-            if let Some(formula) = self.formula(&path, when) {
-                self.variation.excludes.push(Exclude { formula, reason, place, path });
-            }
         }
     }
 }

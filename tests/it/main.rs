@@ -11,3 +11,5 @@ mod train_golden;
 mod train_loop;
 mod store;
 mod report;
+mod spec_errors;
+mod sweep_files;

@@ -1,0 +1,207 @@
+//! What all combinations together say: settings without effect, trials alike, nothing left, and notes.
+
+use super::{
+    check::View,
+    error::{Fault, Place, Problem},
+    expand::{Considered, Expander, Origin, Parts},
+    identity::flat,
+    keys::{Used, find, listed, trial_keys},
+    plan::PlannedTrial,
+    sections::Fixed,
+    setting::Setting,
+    strategy::{max_trials, too_many},
+    variation::Variation,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Judges the combinations as a whole.
+pub(crate) fn judge(expander: &mut Expander<'_>, problems: &mut Vec<Problem>) {
+    let parts = expander.parts();
+    let Parts { fixed, variation, .. } = parts;
+    problems.extend(expander.take_problems());
+    problems.extend(unused(fixed, expander, variation));
+    let unused: BTreeSet<String> = problems
+        .iter()
+        .filter(|problem| problem.fault == Fault::NoEffect)
+        .map(|problem| problem.key.clone())
+        .collect();
+    if variation.incomplete {
+        return;
+    }
+    problems.extend(alike(expander, variation, &unused));
+    let n_left = expander.considered.len() - expander.alike.len();
+    if n_left > max_trials(fixed) {
+        problems.push(too_many(&format!("{n_left} trials"), parts));
+    }
+    let n_excluded: usize = expander.n_excluded.iter().sum();
+    if expander.considered.is_empty() && n_excluded > 0 {
+        let most = (0..variation.excludes.len()).max_by_key(|idx| expander.n_excluded[*idx]).unwrap_or(0);
+        problems.push(Problem {
+            place: variation.excludes[most].place.clone(),
+            key: variation.excludes[most].path.clone(),
+            fault: Fault::NothingLeft,
+            found: format!(
+                "{:?} is true for {} of {n_excluded} combinations, and all are excluded",
+                variation.excludes[most].formula.text, expander.n_excluded[most]
+            ),
+            expected: "at least one trial".to_owned(),
+            hint: None,
+        });
+    }
+}
+
+/// Settings that the user gave and that no trial uses.
+fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let decider_is_known = |name: &str| {
+        !fixed.broken.contains(name) && !variation.broken.contains(name) && !expander.considered.is_empty()
+    };
+    for key in trial_keys() {
+        let (decider, users) = match key.used {
+            Used::Always => continue,
+            Used::Architectures(names) => ("sae.architecture", names),
+            Used::Schedulers(names) => ("train.lr_scheduler_name", names),
+        };
+        if !decider_is_known(decider) {
+            continue;
+        }
+        let is_used = expander.considered.iter().any(|trial| View::new(&trial.settings).uses(key.name));
+        let given = expander
+            .considered
+            .iter()
+            .find_map(|trial| match trial.origin {
+                Origin::Given(_) => trial.assigned.get(key.name).map(|_| trial.origin),
+                Origin::Dimensions => None,
+            })
+            .unwrap_or(Origin::Dimensions);
+        let Some(place) = expander.place_of(key.name, given).filter(|_| !is_used) else { continue };
+        let words: BTreeSet<String> = expander
+            .considered
+            .iter()
+            .filter_map(|trial| trial.settings.get(decider).map(Setting::to_toml))
+            .collect();
+        let words: Vec<String> = words.into_iter().collect();
+        problems.push(Problem {
+            place,
+            key: key.name.to_owned(),
+            fault: Fault::NoEffect,
+            found: format!("no trial uses it: {decider} is {} in all of them", words.join(" or ")),
+            expected: format!("a trial with {decider} = {}", listed(users).replace(", ", " or ")),
+            hint: None,
+        });
+    }
+    problems
+}
+
+/// Combinations of one configuration, told once for each cause.
+fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<String>) -> Vec<Problem> {
+    let mut causes: BTreeMap<(Vec<&str>, Option<usize>), (usize, usize, usize)> = BTreeMap::new();
+    for (first, later) in &expander.alike {
+        let (a, b) = (&expander.considered[*first], &expander.considered[*later]);
+        let names: BTreeSet<&str> = a.assigned.keys().chain(b.assigned.keys()).copied().collect();
+        let differing: Vec<&str> =
+            names.into_iter().filter(|name| a.settings.get(name) != b.settings.get(name)).collect();
+        if !differing.is_empty() && differing.iter().all(|name| unused.contains(*name)) {
+            continue;
+        }
+        let given = match (differing.is_empty(), b.origin) {
+            (true, Origin::Given(idx)) => Some(idx),
+            _ => None,
+        };
+        causes.entry((differing, given)).and_modify(|cause| cause.2 += 1).or_insert((*first, *later, 1));
+    }
+    let tell = |((differing, given), (first, later, count)): (
+        (Vec<&str>, Option<usize>),
+        (usize, usize, usize),
+    )| {
+        let (a, b) = (&expander.considered[first], &expander.considered[later]);
+        let key = differing.first().copied().unwrap_or_default();
+        let place = match given {
+            Some(idx) => variation.given[idx].place.clone(),
+            None => expander.place_of(key, b.origin).unwrap_or(Place::Default),
+        };
+        let view = View::new(&b.settings);
+        let mut hint = None;
+        let reason = if differing.is_empty() {
+            "the same settings".to_owned()
+        } else if let Some(foreign) = differing.iter().find(|name| !view.uses(name)) {
+            let decider = match find(foreign).map(|key| key.used) {
+                Some(Used::Schedulers(_)) => "train.lr_scheduler_name",
+                _ => "sae.architecture",
+            };
+            let word = b.settings.get(decider).map(Setting::to_toml).unwrap_or_default();
+            let kept = a.settings.get(foreign).map(Setting::to_toml).unwrap_or_default();
+            hint = Some(format!(
+                "leave them out: [[exclude]] when = '{decider} == {word} and {foreign} != {kept}'; or give the pairs by [[zip]]"
+            ));
+            format!("{decider} = {word} does not use {foreign}")
+        } else {
+            "both values come to the same".to_owned()
+        };
+        let repeated = if count == 1 { String::new() } else { format!(", and {} more like it", count - 1) };
+        Problem {
+            place,
+            key: match given {
+                Some(idx) => variation.given[idx].path.clone(),
+                None => key.to_owned(),
+            },
+            fault: Fault::Alike,
+            found: match given {
+                Some(_) => format!("{}, which is a trial already{repeated}", assignment(b)),
+                None => format!("{} and {}: {reason}{repeated}", assignment(a), assignment(b)),
+            },
+            expected: "every trial once".to_owned(),
+            hint,
+        }
+    };
+    causes.into_iter().map(tell).collect()
+}
+
+/// `sae.k = 32, train.lr = 0.001`.
+fn assignment(trial: &Considered) -> String {
+    let values: Vec<String> =
+        trial.assigned.iter().map(|(key, setting)| format!("{key} = {}", setting.to_toml())).collect();
+    if values.is_empty() { "the fixed settings alone".to_owned() } else { format!("({})", values.join(", ")) }
+}
+
+/// What each exclude left out.
+pub(crate) fn exclude_notes(expander: &Expander<'_>, variation: &Variation<'_>) -> Vec<String> {
+    let counted = variation.excludes.iter().zip(&expander.n_excluded);
+    counted
+        .map(|(exclude, n)| {
+            let why = exclude.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+            let what = if *n == 1 { "combination" } else { "combinations" };
+            format!("excluded {n} {what} by {:?}{why}", exclude.formula.text)
+        })
+        .collect()
+}
+
+/// Tells when trials do not share one store.
+pub(crate) fn store_note(trials: &[PlannedTrial]) -> Option<String> {
+    let of_store = |trial: &PlannedTrial| -> BTreeMap<String, serde_json::Value> {
+        let mut flat = flat(&trial.config);
+        flat.retain(|key, _| ["model.", "data.", "store."].iter().any(|section| key.starts_with(section)));
+        flat
+    };
+    let stores: Vec<_> = trials.iter().map(of_store).collect();
+    let mut different: Vec<&BTreeMap<String, serde_json::Value>> = Vec::new();
+    for store in &stores {
+        if !different.contains(&store) {
+            different.push(store);
+        }
+    }
+    if different.len() < 2 {
+        return None;
+    }
+    let varying: Vec<&str> = different[0]
+        .keys()
+        .filter(|key| different.iter().any(|store| store.get(*key) != different[0].get(*key)))
+        .map(String::as_str)
+        .collect();
+    let advice = if varying == ["store.tokens"] { "; with store.tokens set, they can share one" } else { "" };
+    Some(format!(
+        "the trials need {} activation stores: they differ in {}{advice}",
+        different.len(),
+        varying.join(", ")
+    ))
+}

@@ -1,0 +1,542 @@
+//! Tests of the whole way from text to plan.
+
+use super::{
+    DEFAULTS_TOML, Fault, LocalName, Plan, SpecErrors, SpecSource, canonical, flat,
+    keys::{KEYS, Presence, Scope, trial_keys},
+    load, resolved_toml, trial_toml_snippet,
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+const MINIMAL: &str = r#"
+[sweep]
+name = "toy"
+[model]
+name = "org/model"
+hook = "blocks.0.hook_mlp_out"
+[data]
+dataset = "stories.jsonl"
+[sae]
+d_sae = 512
+[train]
+tokens = 1_000_000
+"#;
+
+fn source(text: &str) -> SpecSource {
+    SpecSource { path: "sweeps/toy.toml".to_owned(), text: text.to_owned(), ..SpecSource::default() }
+}
+
+fn plan(text: &str) -> Plan {
+    load(&source(text)).unwrap_or_else(|errors| panic!("{errors}\n\n{text}"))
+}
+
+/// The minimal sweep and more.
+fn with(more: &str) -> Plan {
+    plan(&format!("{MINIMAL}{more}"))
+}
+
+fn with_overrides(more: &str, overrides: &[&str]) -> Result<Plan, SpecErrors> {
+    let overrides = overrides.iter().map(|text| (*text).to_owned()).collect();
+    load(&SpecSource { overrides, ..source(&format!("{MINIMAL}{more}")) })
+}
+
+fn ids(plan: &Plan) -> Vec<String> {
+    plan.trials.iter().map(|trial| trial.id.0.clone()).collect()
+}
+
+fn values(plan: &Plan, key: &str) -> Vec<Value> {
+    plan.trials.iter().map(|trial| flat(&trial.config)[key].clone()).collect()
+}
+
+#[test]
+fn minimal_sweep_is_one_trial() {
+    let plan = with("");
+    assert_eq!(plan.trials.len(), 1);
+    assert_eq!(plan.varied_keys, Vec::<String>::new());
+    assert_eq!(plan.notes, Vec::<String>::new());
+    // Both are part of the promise that an id means the same tomorrow: a change here needs a new first line.
+    insta::assert_snapshot!(canonical(&plan.trials[0].config));
+    assert_eq!(plan.trials[0].id.0, "?");
+}
+
+#[test]
+fn snippet_and_resolved_sweep_read_well() {
+    let plan = with_overrides(
+        "[axes]\nsae.l1_coefficient = [1, 5]\ntrain.lr = { log = [1e-5, 1e-3], steps = 3 }\n\
+         [derive]\ntrain.lr_decay_steps = \"train.steps // 5\"\n\
+         [[exclude]]\nwhen = \"train.lr > 5e-4 and sae.l1_coefficient > 2\"\nreason = \"diverges\"\n",
+        &["train.batch_size=1024", "store.dtype=float16"],
+    )
+    .unwrap();
+    insta::assert_snapshot!(resolved_toml(&plan));
+    insta::assert_snapshot!(trial_toml_snippet(&plan.trials[0].config));
+}
+
+#[test]
+fn table_defaults_and_structs_name_the_same_settings() {
+    let defaults: toml::Table = DEFAULTS_TOML.parse().unwrap();
+    let mut written = BTreeSet::new();
+    collect("", &toml::Value::Table(defaults), &mut written);
+    let with_default: BTreeSet<String> = KEYS
+        .iter()
+        .filter(|key| matches!(key.presence, Presence::Default | Presence::Auto(_)))
+        .map(|key| key.name.to_owned())
+        .collect();
+    assert_eq!(written, with_default);
+    for key in KEYS.iter().filter(|key| !with_default.contains(key.name)) {
+        let last = key.name.rsplit('.').next().unwrap();
+        assert!(DEFAULTS_TOML.contains(&format!("\n# {last} = ")), "{} is documented", key.name);
+    }
+    let mut in_structs: BTreeSet<String> = BTreeSet::new();
+    for architecture in ["standard", "topk"] {
+        let plan = with_overrides("", &[&format!("sae.architecture={architecture}")]).unwrap();
+        in_structs.extend(flat(&plan.trials[0].config).into_keys());
+    }
+    let in_table: BTreeSet<String> = trial_keys().map(|key| key.name.to_owned()).collect();
+    assert_eq!(in_structs, in_table);
+}
+
+fn collect(prefix: &str, value: &toml::Value, names: &mut BTreeSet<String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                collect(&name, value, names);
+            }
+        }
+        _ => {
+            names.insert(prefix.to_owned());
+        }
+    }
+}
+
+#[test]
+fn words_of_the_table_are_those_of_the_structs() {
+    for key in trial_keys() {
+        let super::keys::Kind::Word(words) = key.kind else { continue };
+        for word in words {
+            // A restart schedule and the like bring no further required settings.
+            let plan = with_overrides("", &[&format!("{}={word}", key.name)]).unwrap();
+            assert_eq!(flat(&plan.trials[0].config)[key.name], json!(word));
+        }
+    }
+}
+
+#[test]
+fn layers_win_from_the_top() {
+    let env = vec![
+        ("SAESWEEP_TRAIN__LR".to_owned(), "2e-4".to_owned()),
+        ("SAESWEEP_TRAIN__SEED".to_owned(), "7".to_owned()),
+        ("SAESWEEP_MODEL__NAME".to_owned(), "7".to_owned()),
+        ("SAESWEEP_LOG".to_owned(), "debug".to_owned()),
+        ("PATH".to_owned(), "/bin".to_owned()),
+    ];
+    let text = format!("{MINIMAL}lr = 1e-4\nbatch_size = 512\n");
+    let overrides = vec!["train.seed=8".to_owned(), "train.seed = 9".to_owned()];
+    let plan = load(&SpecSource { env, overrides, ..source(&text) }).unwrap();
+    let config = &plan.trials[0].config;
+    assert_eq!(config.train.lr, 2e-4);
+    assert_eq!(config.train.seed, 9);
+    assert_eq!(config.train.batch_size, 512);
+    assert_eq!(config.model.name, "7");
+    assert_eq!(config.train.data_seed, 42);
+}
+
+#[test]
+fn a_value_from_outside_replaces_what_would_vary() {
+    let axes = "[axes]\nsae.d_sae = [512, 1024]\ntrain.lr = [1e-4, 1e-3]\n[derive]\ntrain.lr_decay_steps = \"train.steps // 5\"\n";
+    let plan = with_overrides(axes, &["sae.d_sae=256", "train.lr_decay_steps=3"]).unwrap();
+    assert_eq!(values(&plan, "sae.d_sae"), [json!(256), json!(256)]);
+    assert_eq!(values(&plan, "train.lr_decay_steps"), [json!(3), json!(3)]);
+    assert_eq!(
+        plan.notes,
+        [
+            "sae.d_sae is fixed at 256 by --set sae.d_sae=256; its axis is not used",
+            "train.lr_decay_steps is fixed at 3 by --set train.lr_decay_steps=3; its [derive] expression is not used",
+        ]
+    );
+    let plan =
+        with_overrides(axes, &["axes.sae.d_sae=[64]", "axes.sae={ k = [3] }", "sae.architecture=topk"])
+            .unwrap();
+    assert_eq!(values(&plan, "sae.d_sae"), [json!(64), json!(64)]);
+    assert_eq!(values(&plan, "sae.k"), [json!(3), json!(3)]);
+}
+
+#[test]
+fn the_first_axis_varies_slowest() {
+    let plan = with("[axes]\ntrain.lr = [1e-4, 1e-3]\n\"sae.d_sae\" = [512, 1024]\n");
+    assert_eq!(values(&plan, "train.lr"), [1e-4, 1e-4, 1e-3, 1e-3].map(|x| json!(x)));
+    assert_eq!(values(&plan, "sae.d_sae"), [512, 1024, 512, 1024].map(|x| json!(x)));
+    assert_eq!(plan.varied_keys, ["train.lr", "sae.d_sae"]);
+    let swapped = with("[axes]\nsae.d_sae = [512, 1024]\ntrain.lr = [1e-4, 1e-3]\n");
+    assert_eq!(swapped.varied_keys, ["sae.d_sae", "train.lr"]);
+    assert_eq!(BTreeSet::from_iter(ids(&plan)), BTreeSet::from_iter(ids(&swapped)));
+}
+
+#[test]
+fn spaced_axes_include_both_ends() {
+    let plan = with("[axes]\ntrain.lr = { log = [1e-5, 1e-3], steps = 5 }\n");
+    assert_eq!(values(&plan, "train.lr"), [1e-5, 3.16228e-5, 1e-4, 3.16228e-4, 1e-3].map(|x| json!(x)));
+    let plan = with("[axes]\nsae.decoder_init_norm = { linear = [0, 1], steps = 11 }\n");
+    assert_eq!(values(&plan, "sae.decoder_init_norm")[3], json!(0.3));
+    assert_eq!(values(&plan, "sae.decoder_init_norm")[10], json!(1.0));
+    let plan = with("[axes]\nsae.d_sae = { log = [512, 8192], steps = 5 }\n");
+    assert_eq!(values(&plan, "sae.d_sae"), [512, 1024, 2048, 4096, 8192].map(|x| json!(x)));
+    let plan = with("[axes]\nsae.d_sae = { linear = [4096, 1024], steps = 4 }\n");
+    assert_eq!(values(&plan, "sae.d_sae"), [4096, 3072, 2048, 1024].map(|x| json!(x)));
+}
+
+#[test]
+fn zips_move_together_and_repeats_count_up() {
+    let plan = with(
+        "[axes]\ntrain.seed = { repeats = 2 }\n[[zip]]\nsae.architecture = [\"standard\", \"topk\"]\ntrain.batch_size = [1024, 4096]\n",
+    );
+    assert_eq!(values(&plan, "train.seed"), [42, 42, 43, 43].map(|x| json!(x)));
+    assert_eq!(values(&plan, "train.batch_size"), [1024, 4096, 1024, 4096].map(|x| json!(x)));
+    assert_eq!(plan.trials[1].config.sae.architecture.name(), "topk");
+    assert_eq!(plan.varied_keys, ["train.seed", "sae.architecture", "train.batch_size"]);
+}
+
+#[test]
+fn listed_trials_stand_alone_or_after_a_grid() {
+    let trials = "[[trial]]\nsae.d_sae = 64\n[[trial]]\nsae.d_sae = 128\ntrain.lr = 1e-3\n";
+    let listed = plan(
+        &format!("{MINIMAL}{trials}[axes]\ntrain.seed = {{ repeats = 2 }}\n")
+            .replace("name = \"toy\"", "name = \"toy\"\nstrategy = \"list\""),
+    );
+    assert_eq!(values(&listed, "sae.d_sae"), [64, 64, 128, 128].map(|x| json!(x)));
+    assert_eq!(values(&listed, "train.seed"), [42, 43, 42, 43].map(|x| json!(x)));
+    let grid = with(&format!("[axes]\nsae.d_sae = [512, 1024]\n{trials}"));
+    assert_eq!(values(&grid, "sae.d_sae"), [512, 1024, 64, 128].map(|x| json!(x)));
+    assert_eq!(grid.varied_keys, ["sae.d_sae", "train.lr"]);
+}
+
+#[test]
+fn derived_values_may_use_each_other_and_come_before_excludes() {
+    let plan = with(
+        "batch_size = 1000\n[axes]\ntrain.tokens = [100_000, 1e6]\n[derive]\n\
+         train.lr_decay_steps = \"train.lr_warm_up_steps * 4\"\ntrain.lr_warm_up_steps = \"floor(train.steps * 0.05)\"\n\
+         train.lr = \"1e-3 * sqrt(train.batch_size / 4000)\"\n[[exclude]]\nwhen = \"train.lr_decay_steps > 100\"\n",
+    );
+    assert_eq!(values(&plan, "train.lr_warm_up_steps"), [json!(5)]);
+    assert_eq!(values(&plan, "train.lr_decay_steps"), [json!(20)]);
+    assert_eq!(values(&plan, "train.lr"), [json!(5e-4)]);
+    assert_eq!(plan.notes, ["excluded 1 combination by \"train.lr_decay_steps > 100\""]);
+}
+
+#[test]
+fn auto_follows_other_settings() {
+    let plan = with(
+        "lr_scheduler_name = \"cosineannealing\"\n[axes]\ntrain.lr = [1e-3, 1e-4]\ntrain.tokens = [1e5, 1e6]\n",
+    );
+    assert_eq!(plan.trials[0].config.train.lr_end, 1e-4);
+    assert_eq!(values(&plan, "store.tokens"), [100_000, 1_000_000, 100_000, 1_000_000].map(|x| json!(x)));
+    assert_eq!(plan.varied_keys, ["train.lr", "train.tokens"]);
+    assert!(plan.notes[0].contains("2 activation stores"), "{:?}", plan.notes);
+    let written = with("lr_scheduler_name = \"cosineannealing\"\nlr_end = 3e-5\n[store]\ntokens = 1e6\n");
+    let auto = with("lr_scheduler_name = \"cosineannealing\"\n");
+    assert_eq!(ids(&written), ids(&auto));
+}
+
+#[test]
+fn draws_repeat_and_do_not_depend_on_their_number_or_on_other_axes() {
+    let random = |n: usize, more: &str| {
+        plan(&format!("{MINIMAL}[axes]\ntrain.lr = {{ log_uniform = [1e-5, 1e-2] }}\nsae.d_sae = {{ int_uniform = [10, 20] }}\n{more}").replace(
+            "name = \"toy\"",
+            &format!("name = \"toy\"\nstrategy = \"random\"\ntrials = {n}"),
+        ))
+    };
+    let (short, long) = (random(5, ""), random(12, ""));
+    assert_eq!(short.trials.len(), 5);
+    assert_eq!(ids(&short)[..], ids(&long)[..5]);
+    let wider = random(12, "sae.l1_coefficient = [1, 2, 4]\n");
+    assert_eq!(values(&wider, "train.lr"), values(&long, "train.lr"));
+    let other_seed = random(12, "[sweep]\n".replace("[sweep]\n", "").as_str());
+    assert_eq!(ids(&other_seed), ids(&long));
+    for value in values(&long, "train.lr") {
+        let text = format!("{:e}", value.as_f64().unwrap());
+        assert!(text.len() <= "1.23456e-5".len(), "{text} has at most 6 digits");
+    }
+}
+
+#[test]
+fn draws_are_made_up_for_until_there_are_no_more() {
+    let text = format!(
+        "{MINIMAL}[axes]\nsae.d_sae = {{ choice = [8, 16, 32, 64] }}\ntrain.seed = {{ repeats = 2 }}\n[[exclude]]\nwhen = \"sae.d_sae == 8\"\n"
+    );
+    let random = |n: usize| {
+        plan(&text.replace("name = \"toy\"", &format!("name = \"toy\"\nstrategy = \"random\"\ntrials = {n}")))
+    };
+    assert_eq!(random(3).trials.len(), 6);
+    let all = random(10);
+    assert_eq!(all.trials.len(), 6);
+    assert!(all.notes[0].starts_with("only 3 of 10 draws"), "{:?}", all.notes);
+}
+
+#[test]
+fn a_setting_that_a_trial_does_not_use_is_not_in_it() {
+    let plan = with("[[zip]]\nsae.architecture = [\"standard\", \"topk\", \"topk\"]\nsae.k = [1, 1, 2]\n");
+    let k: Vec<Option<Value>> = plan.trials.iter().map(|trial| trial.varied.get("sae.k").cloned()).collect();
+    assert_eq!(k, [None, Some(json!(1)), Some(json!(2))]);
+    assert!(!canonical(&plan.trials[0].config).contains("sae.k"));
+}
+
+#[test]
+fn numbers_are_one_value_however_written() {
+    let mut all = BTreeSet::new();
+    for tokens in ["3e6", "3000000.0", "3_000_000", "3000000", "0x2DC6C0", "+3.0E6"] {
+        for lr in ["1", "1.0", "1e0", "10e-1"] {
+            let plan =
+                with_overrides("", &[&format!("train.tokens={tokens}"), &format!("train.lr={lr}")]).unwrap();
+            all.extend(ids(&plan));
+        }
+    }
+    assert_eq!(all.len(), 1);
+}
+
+#[test]
+fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
+    let base = |architecture: &str, overrides: &[String]| {
+        let mut all = vec![
+            format!("sae.architecture={architecture}"),
+            "train.lr_scheduler_name=cosineannealingwarmrestarts".to_owned(),
+        ];
+        all.extend(overrides.iter().cloned());
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        ids(&with_overrides("", &all).unwrap_or_else(|errors| panic!("{errors}")))
+    };
+    for architecture in ["standard", "topk"] {
+        let unchanged = base(architecture, &[]);
+        let mut seen = BTreeMap::from([(unchanged[0].clone(), "nothing")]);
+        for key in KEYS {
+            let value = match (key.name, key.kind) {
+                ("sae.architecture", _) => continue,
+                ("sweep.trials", _) => continue,
+                ("sae.normalize_activations", _) => "covariance_whitening".to_owned(),
+                ("train.lr_scheduler_name", _) => "cosineannealing".to_owned(),
+                ("sweep.strategy" | "sweep.objective.metric", _) => continue,
+                (_, super::keys::Kind::Bool) => {
+                    let plan = with_overrides("", &[&format!("sae.architecture={architecture}")]).unwrap();
+                    match flat(&plan.trials[0].config).get(key.name) {
+                        Some(value) => (!value.as_bool().unwrap()).to_string(),
+                        None => continue,
+                    }
+                }
+                (_, super::keys::Kind::Int { .. }) => "5000".to_owned().replace(
+                    "5000",
+                    match key.name {
+                        "sae.k" | "train.n_restart_cycles" | "run.retries" => "7",
+                        "train.lr_warm_up_steps" | "train.lr_decay_steps" | "sae.l1_warm_up_steps" => "9",
+                        "devices.cpu_slots" | "devices.threads_per_trial" => "3",
+                        _ => "5000",
+                    },
+                ),
+                (_, super::keys::Kind::Float(_)) => "0.123".to_owned(),
+                (_, super::keys::Kind::Text { .. } | super::keys::Kind::Folder) => "changed".to_owned(),
+                (_, super::keys::Kind::Word(words)) => (*words.last().unwrap()).to_owned(),
+                (_, super::keys::Kind::Words(words)) => format!("[\"{}\"]", words[0]),
+            };
+            let is_foreign = match key.used {
+                super::keys::Used::Architectures(names) => !names.contains(&architecture),
+                _ => false,
+            };
+            if is_foreign {
+                continue;
+            }
+            let changed = base(architecture, &[format!("{}={value}", key.name)]);
+            if key.scope == Scope::Sweep {
+                assert_eq!(changed, unchanged, "{} is no part of an id", key.name);
+            } else {
+                let earlier = seen.insert(changed[0].clone(), key.name);
+                assert_eq!(earlier, None, "{} = {value} changes the id", key.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn relative_names_start_at_the_sweep_file_or_where_the_user_stands() {
+    let plan = with_overrides("", &["data.dataset=data/stories.jsonl"]).unwrap();
+    let spec = &plan.spec;
+    let home = Path::new("/home/me");
+    assert_eq!(spec.local_path("a/model", None), LocalName::PathOrHub(PathBuf::from("sweeps/a/model")));
+    assert_eq!(spec.local_path("./model", None), LocalName::Path(PathBuf::from("sweeps/./model")));
+    assert_eq!(spec.local_path("/m/x.gguf", None), LocalName::Path(PathBuf::from("/m/x.gguf")));
+    assert_eq!(spec.local_path("~/x.gguf", Some(home)), LocalName::Path(PathBuf::from("/home/me/x.gguf")));
+    assert_eq!(
+        spec.local_path("data/stories.jsonl", None),
+        LocalName::Path(PathBuf::from("data/stories.jsonl"))
+    );
+}
+
+#[test]
+fn goal_is_the_metrics_own_unless_given() {
+    use crate::metric::Goal;
+    assert_eq!(with("").spec.sweep.objective.goal, Goal::Maximize);
+    let plan = with_overrides("", &["sweep.objective.metric=mse"]).unwrap();
+    assert_eq!(plan.spec.sweep.objective.goal, Goal::Minimize);
+    let plan = with_overrides("", &["sweep.objective={ metric = \"l0\", goal = \"maximize\" }"]).unwrap();
+    assert_eq!(
+        (plan.spec.sweep.objective.metric.as_str(), plan.spec.sweep.objective.goal),
+        ("l0", Goal::Maximize)
+    );
+}
+
+/// Axes with values to choose from, in the order in which a test's file lists them.
+const AXES: &[(&str, &[&str])] = &[
+    ("train.lr", &["1e-5", "1e-4", "0.001", "3e-3"]),
+    ("sae.d_sae", &["64", "128", "256", "5e2"]),
+    ("sae.l1_coefficient", &["0", "1", "2.5", "10"]),
+    ("train.seed", &["1", "2", "3", "4"]),
+    ("sae.apply_b_dec_to_input", &["true", "false"]),
+];
+
+fn axes_strategy() -> impl Strategy<Value = Vec<(usize, usize)>> {
+    proptest::sample::subsequence((0..AXES.len()).collect::<Vec<_>>(), 0..=AXES.len())
+        .prop_shuffle()
+        .prop_flat_map(|axes| {
+            let sizes: Vec<_> = axes.iter().map(|axis| 1..=AXES[*axis].1.len()).collect();
+            (Just(axes), sizes).prop_map(|(axes, sizes)| axes.into_iter().zip(sizes).collect())
+        })
+}
+
+fn axes_text(axes: &[(usize, usize)]) -> String {
+    let lines: Vec<String> = axes
+        .iter()
+        .map(|(axis, size)| format!("{} = [{}]\n", AXES[*axis].0, AXES[*axis].1[..*size].join(", ")))
+        .collect();
+    format!("[axes]\n{}", lines.concat())
+}
+
+/// One setting written in one of several ways.
+fn written(value: &str, style: usize) -> String {
+    match (value.parse::<f64>(), style % 4) {
+        (Ok(x), 1) => format!("{x:e}"),
+        (Ok(x), 2) if x.fract() == 0.0 => format!("{x:.1}"),
+        (Ok(x), 3) if x.fract() == 0.0 => format!("{x}"),
+        _ => value.to_owned(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_grid_is_the_product_less_what_is_excluded(axes in axes_strategy(), limit in 0_usize..400) {
+        let more = axes_text(&axes);
+        let product: usize = axes.iter().map(|(_, size)| size).product();
+        let whole = with(&more);
+        prop_assert_eq!(whole.trials.len(), product);
+        let unique: BTreeSet<String> = ids(&whole).into_iter().collect();
+        prop_assert_eq!(unique.len(), product);
+        let kept: Vec<String> = whole.trials.iter()
+            .filter(|trial| trial.config.sae.d_sae > limit)
+            .map(|trial| trial.id.0.clone())
+            .collect();
+        let excluded = load(&source(&format!("{MINIMAL}{more}[[exclude]]\nwhen = \"sae.d_sae <= {limit}\"\n")));
+        match excluded {
+            Ok(plan) => {
+                prop_assert_eq!(ids(&plan), kept);
+                prop_assert!(plan.trials.iter().enumerate().all(|(index, trial)| trial.index == index));
+            }
+            Err(errors) => {
+                prop_assert!(kept.is_empty());
+                prop_assert!(errors.problems.iter().all(|problem| problem.fault == Fault::NothingLeft));
+            }
+        }
+        let again = with(&more);
+        prop_assert_eq!(ids(&again), ids(&whole));
+    }
+
+    #[test]
+    fn form_and_order_of_the_file_change_no_id(
+        axes in axes_strategy(),
+        order in Just((0..8_usize).collect::<Vec<_>>()).prop_shuffle(),
+        styles in proptest::collection::vec(0_usize..4, 8),
+        dotted in any::<bool>(),
+    ) {
+        let settings = [
+            ("sweep.name", "\"toy\""), ("model.name", "\"org/model\""), ("model.hook", "\"blocks.0.hook_mlp_out\""),
+            ("data.dataset", "\"stories.jsonl\""), ("sae.d_sae", "512"), ("train.tokens", "1_000_000"),
+            ("train.lr", "0.0005"), ("train.batch_size", "2000"),
+        ];
+        let mut text = String::new();
+        let quote = |key: &str| if styles[0] % 2 == 0 { format!("\"{key}\"") } else { key.to_owned() };
+        if dotted {
+            for idx in &order {
+                let (key, value) = settings[*idx];
+                text += &format!("{key}   =  {} # a comment\n\n", written(value, styles[*idx]));
+            }
+        } else {
+            let sections: BTreeSet<&str> = settings.iter().map(|(key, _)| key.split('.').next().unwrap()).collect();
+            for section in sections.into_iter().rev() {
+                text += &format!("[{section}]\n");
+                for idx in &order {
+                    let (key, value) = settings[*idx];
+                    if let Some(last) = key.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) {
+                        text += &format!("{last} = {}\n", written(value, styles[*idx]));
+                    }
+                }
+            }
+        }
+        text += "[axes]\n";
+        for (axis, size) in axes.iter().rev() {
+            let (key, all) = AXES[*axis];
+            let all: Vec<String> = all[..*size].iter().rev().map(|value| written(value, styles[axis % 8])).collect();
+            text += &format!("{} = [\n  {},\n]\n", quote(key), all.join(",\n  "));
+        }
+        let reformatted: BTreeSet<String> = ids(&plan(&text)).into_iter().collect();
+        let plain = plan(&format!("{MINIMAL}lr = 5e-4\nbatch_size = 2000\n{}", axes_text(&axes)));
+        prop_assert_eq!(reformatted, ids(&plain).into_iter().collect::<BTreeSet<_>>());
+    }
+
+    #[test]
+    fn resolved_sweeps_and_snippets_give_the_same_trials(
+        axes in axes_strategy(), topk in any::<bool>(), random in any::<bool>(),
+    ) {
+        let mut more = axes_text(&axes);
+        more += "train.data_seed = { repeats = 2 }\n[derive]\ntrain.lr_warm_up_steps = \"train.steps // 10\"\n";
+        more += "[[exclude]]\nwhen = \"train.seed == 3 and 'a\\\"b' != model.name\"\nreason = \"a \\\"reason\\\"\"\n";
+        more += "[[zip]]\ntrain.adam_beta1 = [0.5, 0.5, 0.9]\ntrain.adam_beta2 = [0.9, 0.99, 0.999]\n";
+        more += "[[trial]]\ntrain.dead_feature_window = 5\n";
+        let mut overrides = vec!["train.batch_size=1024"];
+        if random {
+            overrides.extend(["sweep.strategy=random", "sweep.trials=4"]);
+        }
+        if topk && !axes.iter().any(|(axis, _)| AXES[*axis].0 == "sae.l1_coefficient") {
+            overrides.extend(["sae.architecture=topk", "sae.k=7"]);
+        }
+        let Ok(plan) = with_overrides(&more, &overrides) else {
+            // All seeds may be the excluded one.
+            return Ok(());
+        };
+        let resolved = resolved_toml(&plan);
+        let again = load(&source(&resolved)).unwrap_or_else(|errors| panic!("{errors}\n{resolved}"));
+        prop_assert_eq!(ids(&again), ids(&plan));
+        let snippet = trial_toml_snippet(&plan.trials[0].config);
+        let alone = load(&source(&format!("sweep.name = \"one\"\n{snippet}"))).unwrap_or_else(|errors| panic!("{errors}\n{snippet}"));
+        prop_assert_eq!(&ids(&alone)[..], &ids(&plan)[..1]);
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(
+        cut in 0_usize..700, length in 0_usize..12, junk in "[\\[\\]{}=\"'.,a-z0-9\n#-]{0,8}",
+    ) {
+        let text = format!(
+            "{MINIMAL}[axes]\nsae.l1_coefficient = [1, 5]\ntrain.lr = {{ log = [1e-5, 1e-3], steps = 3 }}\n\
+             [[zip]]\nsae.d_sae = [1, 2]\ntrain.seed = [1, 2]\n[derive]\ntrain.lr_decay_steps = \"train.steps // 5\"\n\
+             [[exclude]]\nwhen = \"train.lr > 5e-4\"\nreason = \"diverges\"\n[[trial]]\nsae.d_sae = 9\n"
+        );
+        let start = cut.min(text.len());
+        let end = (start + length).min(text.len());
+        let mutated = format!("{}{junk}{}", &text[..start], &text[end..]);
+        if let Err(errors) = load(&source(&mutated)) {
+            prop_assert!(!errors.problems.is_empty());
+            prop_assert!(!errors.to_string().is_empty());
+        }
+        let name = &mutated[..mutated.len().min(start)];
+        drop(with_overrides("", &[&junk, &format!("train.lr={junk}"), &format!("axes.{junk}"), name]));
+    }
+}
