@@ -210,9 +210,17 @@ mod tests {
 
     #[test]
     fn shared_options_stand_anywhere() {
-        let arguments =
-            Arguments::try_parse_from(["saesweep", "run", "s.toml", "--results", "r", "--set", "a.b=1", "-q"])
-                .unwrap();
+        let arguments = Arguments::try_parse_from([
+            "saesweep",
+            "run",
+            "s.toml",
+            "--results",
+            "r",
+            "--set",
+            "a.b=1",
+            "-q",
+        ])
+        .unwrap();
         assert_eq!(arguments.shared.results, PathBuf::from("r"));
         assert!(arguments.shared.quiet);
         let Command::Run(args) = arguments.command else { panic!() };

@@ -10,7 +10,7 @@ use crate::{
     metric::METRICS,
     rundir::{TrialDir, read_job, read_result},
     spec,
-    table::compare_settings,
+    table::section_rank,
     trial::{TrialJob, TrialResult},
 };
 use serde_json::{Value, json};
@@ -57,10 +57,13 @@ fn find(shared: &Shared, name: &str) -> Result<Compared, CliError> {
             [(run, id)] => run.trial(id),
             [] => {
                 let results = shared.results.display();
-                return Err(CliError::Usage(format!("there is no trial `{name}` in the runs under `{results}`")));
+                return Err(CliError::Usage(format!(
+                    "there is no trial `{name}` in the runs under `{results}`"
+                )));
             }
             [(first, id), rest @ ..] if rest.iter().all(|(_, other)| other == id) => {
-                let runs: Vec<_> = found.iter().map(|(run, _)| run.trial(id).root().display().to_string()).collect();
+                let runs: Vec<_> =
+                    found.iter().map(|(run, _)| run.trial(id).root().display().to_string()).collect();
                 tracing::warn!("trial {id} is in several runs; taking the first of {}", runs.join(" "));
                 first.trial(id)
             }
@@ -81,7 +84,7 @@ fn find(shared: &Shared, name: &str) -> Result<Compared, CliError> {
 fn differing(trials: &[Compared]) -> Vec<&str> {
     let mut keys: Vec<&str> =
         trials.iter().flat_map(|trial| trial.settings.keys().map(String::as_str)).collect();
-    keys.sort_by(|a, b| compare_settings(a, b));
+    keys.sort_by_key(|key| (section_rank(key), *key));
     keys.dedup();
     keys.retain(|key| trials.iter().any(|trial| trial.settings.get(*key) != trials[0].settings.get(*key)));
     keys
@@ -93,7 +96,8 @@ fn print(trials: &[Compared]) -> Result<(), CliError> {
     let settings: Vec<Vec<String>> = differing(trials)
         .into_iter()
         .map(|key| {
-            let values = trials.iter().map(|trial| trial.settings.get(key).map_or("–".to_owned(), show::setting));
+            let values =
+                trials.iter().map(|trial| trial.settings.get(key).map_or("–".to_owned(), show::setting));
             std::iter::once(key.to_owned()).chain(values).collect()
         })
         .collect();
@@ -108,14 +112,17 @@ fn print(trials: &[Compared]) -> Result<(), CliError> {
         std::iter::once("status".to_owned())
             .chain(trials.iter().map(|trial| {
                 trial.result.as_ref().map_or("no result yet".to_owned(), |result| {
-                    show::setting(&serde_json::to_value(result.status).expect("invariant: a status is a word"))
+                    show::setting(
+                        &serde_json::to_value(result.status).expect("invariant: a status is a word"),
+                    )
                 })
             }))
             .collect(),
     ];
     for metric in METRICS {
         if trials.iter().any(|trial| value(trial, metric.name).is_some()) {
-            let values = trials.iter().map(|trial| value(trial, metric.name).map_or("–".to_owned(), show::number));
+            let values =
+                trials.iter().map(|trial| value(trial, metric.name).map_or("–".to_owned(), show::number));
             rows.push(std::iter::once(metric.name.to_owned()).chain(values).collect());
         }
     }

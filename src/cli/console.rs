@@ -23,8 +23,7 @@ impl Console {
         // A CI system may offer a terminal that keeps every frame.
         let is_live = std::io::stderr().is_terminal() && !shared.quiet && !is_set("CI");
         let target = if is_live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let console =
-            Self { bars: MultiProgress::with_draw_target(target), quiet: shared.quiet, is_live };
+        let console = Self { bars: MultiProgress::with_draw_target(target), quiet: shared.quiet, is_live };
         let level = match (shared.quiet, shared.verbose) {
             (true, _) => "error",
             (false, 0) => "saesweep=info,warn",

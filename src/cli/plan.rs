@@ -101,7 +101,8 @@ fn print_plan(plan: &Plan, needs: &[Need<'_>], stores: &Path) -> Result<(), CliE
         .collect();
     show::print_table(&header, &rows)?;
     show::print(&format!("\nActivation stores in {}:\n\n", stores.display()))?;
-    let header = ["model", "hook", "data", "tokens", "width", "dtype", "disk at most", "trials"].map(str::to_owned);
+    let header =
+        ["model", "hook", "data", "tokens", "width", "dtype", "disk at most", "trials"].map(str::to_owned);
     let rows: Vec<Vec<String>> = needs
         .iter()
         .map(|need| {
@@ -116,7 +117,9 @@ fn print_plan(plan: &Plan, needs: &[Need<'_>], stores: &Path) -> Result<(), CliE
                 config.data.dataset.clone(),
                 show::count(config.store.tokens),
                 width,
-                show::setting(&serde_json::to_value(config.store.dtype).expect("invariant: a dtype is a word")),
+                show::setting(
+                    &serde_json::to_value(config.store.dtype).expect("invariant: a dtype is a word"),
+                ),
                 bytes,
                 need.group.trials.len().to_string(),
             ]

@@ -38,7 +38,8 @@ fn decide(
     let (Ok(old_job), Ok(result)) = (old_job, result) else {
         return Fate::Anew("its files cannot be read");
     };
-    let old_key = result.as_ref().map(|result| &result.store_key).or(old_job.as_ref().map(|old| &old.store_key));
+    let old_key =
+        result.as_ref().map(|result| &result.store_key).or(old_job.as_ref().map(|old| &old.store_key));
     if old_key.is_some_and(|key| *key != job.store_key) {
         return Fate::Anew("its activation store is another one now");
     }
@@ -171,7 +172,11 @@ mod tests {
         use TrialStatus::{Diverged, Done, Failed};
         let check = |left: Option<TrialStatus>, phase: Option<TrialPhase>, retry: bool, expected: Fate| {
             let (old_job, result) = (Ok(Some(job())), Ok(left.map(result)));
-            assert_eq!(decide(&job(), &old_job, &result, phase.as_ref(), retry), expected, "{left:?} {phase:?}");
+            assert_eq!(
+                decide(&job(), &old_job, &result, phase.as_ref(), retry),
+                expected,
+                "{left:?} {phase:?}"
+            );
         };
         for retry in [false, true] {
             check(None, None, retry, Fate::Run);

@@ -16,8 +16,7 @@ pub(super) fn report(shared: &Shared, args: &ReportArgs) -> Result<Exit, CliErro
     let run = read_run(&run_dir)?;
     let template = match &args.template {
         Some(path) => Some(
-            std::fs::read_to_string(path)
-                .map_err(|source| CliError::Read { path: path.clone(), source })?,
+            std::fs::read_to_string(path).map_err(|source| CliError::Read { path: path.clone(), source })?,
         ),
         None => run.template,
     };

@@ -214,13 +214,18 @@ fn print_best(data: &RunData, format: Format, run: &RunDir) -> Result<(), CliErr
     let best = best_trials(data);
     let objective = data.objective.metric.as_str();
     let mut metrics = vec![objective];
-    metrics.extend(["ce_loss_score", "explained_variance", "l0", "dead_share"].into_iter().filter(|name| *name != objective));
+    metrics.extend(
+        ["ce_loss_score", "explained_variance", "l0", "dead_share"]
+            .into_iter()
+            .filter(|name| *name != objective),
+    );
     if format == Format::Json {
         let best: Vec<_> = best
             .iter()
             .map(|trial| json!({"id": trial.id, "settings": trial.settings, "metrics": trial.metrics}))
             .collect();
-        let counts: BTreeMap<&str, usize> = counts(data).into_iter().map(|(outcome, n)| (outcome.as_str(), n)).collect();
+        let counts: BTreeMap<&str, usize> =
+            counts(data).into_iter().map(|(outcome, n)| (outcome.as_str(), n)).collect();
         return show::print_json(&json!({"report": run.report(), "counts": counts, "best": best}));
     }
     if !best.is_empty() {
@@ -232,7 +237,9 @@ fn print_best(data: &RunData, format: Format, run: &RunDir) -> Result<(), CliErr
             .iter()
             .map(|trial| {
                 let mut row = vec![trial.id.to_string()];
-                row.extend(keys.iter().map(|key| trial.settings.get(*key).map_or(String::new(), show::setting)));
+                row.extend(
+                    keys.iter().map(|key| trial.settings.get(*key).map_or(String::new(), show::setting)),
+                );
                 row.extend(metrics.iter().map(|name| trial.metric(name).map_or(String::new(), show::number)));
                 row
             })
@@ -251,7 +258,11 @@ fn counts(data: &RunData) -> Vec<(Outcome, usize)> {
 
 fn exit(data: &RunData, finished: FinishReason, args: &RunArgs, console: &Console) -> Exit {
     let remaining = data.trials.iter().filter(|trial| !trial.outcome.is_final()).count();
-    let bad = data.trials.iter().filter(|trial| matches!(trial.outcome, Outcome::Failed | Outcome::Diverged)).count();
+    let bad = data
+        .trials
+        .iter()
+        .filter(|trial| matches!(trial.outcome, Outcome::Failed | Outcome::Diverged))
+        .count();
     if bad > 0 {
         let (trials, verb) = (show::plural(bad, "trial"), "failed or diverged");
         console.note(&format!("{trials} {verb}; see the report, and `--retry-failed` to run them again"));

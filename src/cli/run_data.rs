@@ -112,7 +112,9 @@ fn outcome(record: &TrialRecord, is_live: bool) -> (Outcome, Option<String>) {
         return (of(result.status), result.reason.clone());
     }
     match record.state.as_ref().map(|state| &state.phase) {
-        Some(TrialPhase::Ended { status: TrialStatus::Failed, reason, .. }) => (Outcome::Failed, reason.clone()),
+        Some(TrialPhase::Ended { status: TrialStatus::Failed, reason, .. }) => {
+            (Outcome::Failed, reason.clone())
+        }
         Some(TrialPhase::Running { .. }) if is_live => (Outcome::Running, None),
         Some(TrialPhase::Running { .. }) => (Outcome::Interrupted, Some("its coordinator ended".to_owned())),
         Some(TrialPhase::Interrupted { reason }) => (Outcome::Interrupted, Some(reason.clone())),

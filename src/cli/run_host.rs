@@ -63,7 +63,8 @@ impl RunHost {
             // The report can be rebuilt at any time; trials go on without it.
             if let Err(error) = self.write_outputs() {
                 tracing::warn!("the report could not be updated: {error}");
-                self.report = LiveReport { last: Some((Instant::now(), Duration::from_secs(1))), is_stale: false };
+                self.report =
+                    LiveReport { last: Some((Instant::now(), Duration::from_secs(1))), is_stale: false };
             }
         }
     }

@@ -34,7 +34,9 @@ pub(super) fn table(header: &[String], rows: &[Vec<String>], is_terminal: bool) 
     }
     for (idx, column) in table.column_iter_mut().enumerate() {
         let is_number = |row: &Vec<String>| {
-            row.get(idx).is_none_or(|cell| cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
+            row.get(idx).is_none_or(|cell| {
+                cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit() || c == '-')
+            })
         };
         if !rows.is_empty() && rows.iter().all(is_number) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -135,15 +137,24 @@ mod tests {
 
     #[test]
     fn sizes_times_and_numbers() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(1 << 30)], ["0 B", "1023 B", "1.5 KiB", "1.0 GiB"]);
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(1 << 30)],
+            ["0 B", "1023 B", "1.5 KiB", "1.0 GiB"]
+        );
         assert_eq!(bytes(1024 * 1024 - 1), "1.0 MiB");
         assert_eq!(
             [secs(0.84), secs(9.99), secs(187.0), secs(3725.0), secs(90000.0)],
             ["0.8s", "10s", "3m 07s", "1h 02m", "1d 01h"]
         );
         assert_eq!([count(7), count(1000), count(30_720_000)], ["7", "1_000", "30_720_000"]);
-        assert_eq!([number(0.97531), number(41.5), number(1234.5), number(1e-5)], ["0.9753", "41.50", "1234", "1.000e-5"]);
-        assert_eq!([setting(&json!(5e-5)), setting(&json!(2.0)), setting(&json!("topk"))], ["5e-5", "2.0", "topk"]);
+        assert_eq!(
+            [number(0.97531), number(41.5), number(1234.5), number(1e-5)],
+            ["0.9753", "41.50", "1234", "1.000e-5"]
+        );
+        assert_eq!(
+            [setting(&json!(5e-5)), setting(&json!(2.0)), setting(&json!("topk"))],
+            ["5e-5", "2.0", "topk"]
+        );
     }
 
     #[test]

@@ -78,8 +78,11 @@ fn print_run(run: &Run) -> Result<(), CliError> {
 
 fn row(run: &Run, trial: &TrialRow) -> Vec<String> {
     let steps = total_steps(trial).map_or(String::new(), |steps| format!("/{}", show::count(steps)));
-    let mut row =
-        vec![trial.id.to_string(), trial.outcome.as_str().to_owned(), format!("{}{steps}", show::count(trial.steps))];
+    let mut row = vec![
+        trial.id.to_string(),
+        trial.outcome.as_str().to_owned(),
+        format!("{}{steps}", show::count(trial.steps)),
+    ];
     for key in &run.data.varied_keys {
         row.push(trial.settings.get(key).map_or(String::new(), show::setting));
     }

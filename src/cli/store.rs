@@ -80,8 +80,8 @@ fn list(folder: &Path, format: Format) -> Result<Exit, CliError> {
         show::print_json(&stores.iter().map(store_json).collect())?;
         return Ok(Exit::Ok);
     }
-    let header =
-        ["store", "state", "size", "tokens", "width", "dtype", "model", "hook", "data", "last use"].map(str::to_owned);
+    let header = ["store", "state", "size", "tokens", "width", "dtype", "model", "hook", "data", "last use"]
+        .map(str::to_owned);
     let rows: Vec<Vec<String>> = stores
         .iter()
         .map(|store| {
@@ -126,7 +126,8 @@ fn last_use(store: &StoreInfo) -> String {
 }
 
 fn store_json(store: &StoreInfo) -> Value {
-    let unix_secs = store.last_used.and_then(|at| Some(at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs()));
+    let unix_secs =
+        store.last_used.and_then(|at| Some(at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs()));
     let content = store.content.as_ref().map(|content| {
         json!({
             "model": content.label.model,

@@ -25,7 +25,8 @@ pub(super) fn groups(plan: &Plan) -> Vec<StoreGroup<'_>> {
     let mut groups: Vec<StoreGroup<'_>> = Vec::new();
     for trial in &plan.trials {
         let TrialConfig { model, data, store, .. } = &trial.config;
-        let settings = serde_json::to_string(&(model, data, store)).expect("invariant: settings are plain data");
+        let settings =
+            serde_json::to_string(&(model, data, store)).expect("invariant: settings are plain data");
         let idx = *by_settings.entry(settings).or_insert_with(|| {
             groups.push(StoreGroup { config: &trial.config, trials: Vec::new() });
             groups.len() - 1

@@ -56,7 +56,9 @@ pub(super) fn default_stores(shared: &Shared) -> Result<PathBuf, CliError> {
     let cache = match &shared.cache {
         Some(cache) => cache.clone(),
         None => dirs::cache_dir()
-            .ok_or_else(|| CliError::Usage("there is no home folder for the cache; give --cache DIR".to_owned()))?
+            .ok_or_else(|| {
+                CliError::Usage("there is no home folder for the cache; give --cache DIR".to_owned())
+            })?
             .join("saesweep"),
     };
     Ok(cache.join("stores"))

@@ -50,7 +50,8 @@ pub(super) fn trial(args: &TrialArgs) -> Result<Exit, CliError> {
         // An error that we can name is a verdict: it would come again.
         Err(error) => {
             tracing::error!("{error}");
-            let failed = Unmeasured { status: TrialStatus::Failed, reason: error.to_string(), steps: 0, d_in: 0 };
+            let failed =
+                Unmeasured { status: TrialStatus::Failed, reason: error.to_string(), steps: 0, d_in: 0 };
             failed.result(args, &job)
         }
     };
@@ -146,7 +147,7 @@ fn train(
     let mut begin = (0, start);
     let mut last_message = None;
     // A coordinator that does not listen any more is no reason to stop.
-    let mut tell = |message: &TrialMessage| {
+    let tell = |message: &TrialMessage| {
         if let Err(error) = say(message) {
             tracing::debug!("{error}");
         }
@@ -251,8 +252,7 @@ fn die_with_coordinator() -> bool {
         return true;
     };
     #[cfg(target_os = "linux")]
-    if let Err(error) =
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
     {
         tracing::warn!("this trial may outlive its coordinator: {error}");
     }

@@ -3,13 +3,13 @@
 mod data;
 mod hub;
 mod model_golden;
+mod report;
 mod sae_format;
 mod sched_processes;
+mod spec_errors;
 mod store;
+mod store;
+mod sweep_files;
 mod tidy;
 mod train_golden;
 mod train_loop;
-mod store;
-mod report;
-mod spec_errors;
-mod sweep_files;

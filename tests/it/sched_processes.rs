@@ -175,7 +175,13 @@ fn a_program_that_does_not_exist_costs_one_trial() {
     impl Host for Missing<'_> {
         fn command(&mut self, id: &TrialId, _: &Slot, _: u32) -> TrialCommand {
             let log = self.0.log(id);
-            TrialCommand { program: "/nonexistent/saesweep".into(), name: None, args: vec![], env: vec![], log }
+            TrialCommand {
+                program: "/nonexistent/saesweep".into(),
+                name: None,
+                args: vec![],
+                env: vec![],
+                log,
+            }
         }
         fn verdict(&mut self, id: &TrialId) -> Option<Verdict> {
             self.0.verdict(id)

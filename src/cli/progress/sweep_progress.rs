@@ -199,14 +199,15 @@ impl SweepProgress {
             TrialStatus::Failed => "FAILED",
         };
         let metrics = result.map(|result| &result.metrics);
-        let metrics = RESULT_METRICS.iter().filter_map(|name| {
-            Some(format!("{name} {}", show::number(*metrics?.get(*name)?)))
-        });
+        let metrics = RESULT_METRICS
+            .iter()
+            .filter_map(|name| Some(format!("{name} {}", show::number(*metrics?.get(*name)?))));
         let outcome = match status {
             TrialStatus::Done => metrics.collect::<Vec<_>>().join("  "),
             TrialStatus::Diverged | TrialStatus::Failed => reason.unwrap_or_default().to_owned(),
         };
-        let parts = [format!("[{n_ended:>width$}/{}] {word} {id}", self.n_trials), settings.to_owned(), outcome];
+        let parts =
+            [format!("[{n_ended:>width$}/{}] {word} {id}", self.n_trials), settings.to_owned(), outcome];
         let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         format!("{}  ({})", parts.join("  "), show::secs(secs))
     }
@@ -268,8 +269,12 @@ mod tests {
         progress.message(&id(0), &message);
         // A quarter of a trial took 10 s; 3.25 trials remain.
         assert_eq!(progress.secs_left(10.0), Some(130.0));
-        let ended =
-            Event::TrialEnded { id: id(0), status: TrialStatus::Diverged, reason: Some("NaN".to_owned()), secs: 61.0 };
+        let ended = Event::TrialEnded {
+            id: id(0),
+            status: TrialStatus::Diverged,
+            reason: Some("NaN".to_owned()),
+            secs: 61.0,
+        };
         progress.event(&ended, None, start);
         assert_eq!(progress.summary(start), "4 of 7 trials, 1 diverged, 0.0s gone");
         let line = progress.result_line(&id(0), TrialStatus::Diverged, Some("NaN"), 61.0, None);
