@@ -1,6 +1,7 @@
 //! saesweep: hyperparameter sweeps for sparse autoencoders. See `ARCHITECTURE.md` beside this file.
 
 // rank 0: plain data and pure numbers
+pub mod failpoint;
 pub mod hub;
 pub mod kernels;
 pub mod metric;

@@ -90,7 +90,7 @@ pub(crate) fn coerce(key: &Key, value: &Value) -> Result<Setting, Mismatch> {
     match key.kind {
         Kind::Bool => value.to_bool().map(Setting::Bool).ok_or_else(wrong_type),
         Kind::Int { min, max } => match number(value) {
-            Some(Number::Whole(x)) if (min.into()..=max.into()).contains(&x) => {
+            Some(Number::Whole(x)) if (i128::from(min)..=i128::from(max)).contains(&x) => {
                 let x = i64::try_from(x).expect("invariant: the range lies within i64");
                 Ok(Setting::Int(x))
             }

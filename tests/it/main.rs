@@ -1,16 +1,15 @@
 //! Integration tests: one binary, one module a subject.
 
-mod model_golden;
-mod sae_format;
-mod store;
-mod tidy;
-mod train_golden;
-mod train_loop;
-mod spec_errors;
-mod sweep_files;
 mod data;
 mod harvest;
 mod hub;
 mod model_golden;
-mod store;
 mod report;
+mod sae_format;
+mod sched_processes;
+mod spec_errors;
+mod store;
+mod sweep_files;
+mod tidy;
+mod train_golden;
+mod train_loop;
