@@ -6,3 +6,7 @@ mod store;
 mod tidy;
 mod train_golden;
 mod train_loop;
+mod data;
+mod hub;
+mod model_golden;
+mod store;

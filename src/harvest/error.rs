@@ -1,0 +1,47 @@
+//! Why there is no store.
+
+use crate::{data::DataError, model::ModelError, store::StoreError};
+use thiserror::Error;
+
+/// What can stop a store from being built.
+#[derive(Debug, Error)]
+pub enum HarvestError {
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A tensor operation.
+    #[error("a tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// Longer sequences than the model can take.
+    #[error(
+        "data.context_size is {context_size}, and model `{model}` takes at most {n_ctx} tokens at a time"
+    )]
+    ContextTooLong {
+        /// The setting.
+        context_size: usize,
+        /// The model as the sweep names it.
+        model: String,
+        /// Its limit.
+        n_ctx: usize,
+    },
+    /// The data does not fill one batch.
+    #[error(
+        "the store has {rows} rows, fewer than train.batch_size = {batch_size}; use more data, a larger store.tokens, \
+         or a smaller batch"
+    )]
+    TooFewRows {
+        /// Rows of the store.
+        rows: u64,
+        /// The setting.
+        batch_size: usize,
+    },
+    /// The caller asked to stop. Shards that are whole are kept; the next build goes on after them.
+    #[error("interrupted")]
+    Interrupted,
+}
