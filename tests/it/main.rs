@@ -1,6 +1,7 @@
 //! Integration tests: one binary, one module a subject.
 
 mod data;
+mod eval_golden;
 mod harvest;
 mod hub;
 mod model_golden;
