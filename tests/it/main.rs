@@ -1,15 +1,17 @@
 //! Integration tests: one binary, one module a subject.
 
+mod commands;
 mod data;
 mod hub;
+mod kill;
 mod model_golden;
 mod report;
 mod sae_format;
 mod sched_processes;
 mod spec_errors;
 mod store;
-mod store;
 mod sweep_files;
 mod tidy;
+mod tiny_sweep;
 mod train_golden;
 mod train_loop;
