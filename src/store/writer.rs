@@ -17,6 +17,7 @@ use super::{
     shard::{ShardPlan, write_rows},
     stats::{Moments, STATS_ROWS, Stats},
 };
+use crate::failpoint;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -253,8 +254,10 @@ fn give_final_name(stores: &Path, key: &str) -> Result<PathBuf, StoreError> {
     }
     disk::remove_temporaries(&partial)?;
     disk::sync_folder_of(&manifest)?;
+    failpoint::hit("store: whole without its name");
     fs::rename(&partial, &dir).map_err(StoreError::io("rename to", &dir))?;
     disk::sync_folder_of(&dir)?;
+    failpoint::hit("store: named");
     Ok(dir)
 }
 
@@ -286,6 +289,7 @@ fn resume(partial: &Path, fresh: Manifest) -> Result<Manifest, StoreError> {
         fs::remove_dir_all(partial).map_err(StoreError::io("remove", partial))?;
     }
     fs::create_dir(partial).map_err(StoreError::io("create", partial))?;
+    failpoint::hit("store: partial folder made");
     disk::sync_folder_of(partial)?;
     fresh.write(partial)?;
     Ok(fresh)

@@ -1,9 +1,11 @@
 //! Integration tests: one binary, one module a subject.
 
+mod commands;
 mod data;
 mod eval_golden;
 mod harvest;
 mod hub;
+mod kill;
 mod model_golden;
 mod report;
 mod sae_format;
@@ -12,5 +14,6 @@ mod spec_errors;
 mod store;
 mod sweep_files;
 mod tidy;
+mod tiny_sweep;
 mod train_golden;
 mod train_loop;

@@ -79,9 +79,11 @@ impl StoreBar {
 
     fn line(&self, progress: &HarvestProgress, now: Instant) -> String {
         let mut line = format!("store {}: {}", self.hook, words(progress.phase));
-        if progress.rows_total > 0 {
-            let (done, total) = (show::count(progress.rows_done), show::count(progress.rows_total));
-            line = format!("{line}, {done} of {total} tokens");
+        let (done, total) = (show::count(progress.rows_done), show::count(progress.rows_total));
+        match (progress.rows_done, progress.rows_total) {
+            (_, 0) => {}
+            (0, _) => line = format!("{line}, {total} tokens"),
+            (_, _) => line = format!("{line}, {done} of {total} tokens"),
         }
         if let Some((_, since, from)) = self.phase
             && progress.rows_done > from
