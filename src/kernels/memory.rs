@@ -80,28 +80,24 @@ impl<'a, T> Disjoint<'a, T> {
         unsafe { &mut *self.start.add(index) }
     }
 
-    /// Writes one element.
+    /// The address of an element, for code that writes a tile of rows from there on.
     ///
     /// # Safety
-    /// `index` lies inside the slice, and nobody else reads or writes that element meanwhile.
-    #[inline(always)]
-    pub(super) unsafe fn set(&self, index: usize, value: T) {
-        debug_assert!(index < self.len);
-        // SAFETY: inside the slice and not shared, as the caller promises.
-        unsafe { *self.start.add(index) = value };
+    /// What is read or written through it lies inside the slice, and nobody else uses it meanwhile.
+    pub(super) unsafe fn pointer(&self, index: usize) -> *mut T {
+        assert!(index < self.len, "index lies inside the slice");
+        // SAFETY: inside the slice by the assertion.
+        unsafe { self.start.add(index) }
     }
 }
 
 /// Things that tasks borrow and give back, so that nothing is allocated once every thread has had one.
+#[derive(Default)]
 pub(super) struct Spares<T> {
     free: Mutex<Vec<T>>,
 }
 
 impl<T: Default> Spares<T> {
-    pub(super) fn new() -> Self {
-        Self { free: Mutex::new(Vec::new()) }
-    }
-
     /// Runs `task` with a spare. What the spare holds at first is unspecified.
     pub(super) fn with<R>(&self, task: impl FnOnce(&mut T) -> R) -> R {
         let taken = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();

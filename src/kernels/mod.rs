@@ -6,6 +6,7 @@
 
 mod adam;
 mod decode;
+mod dense;
 mod gather;
 mod infer;
 mod isa;

@@ -86,48 +86,67 @@ unsafe fn stretch<S: Simd, const N: usize>(
     }
 }
 
-/// For four rows at once: `vector . row` and `row . row`.
+/// `out[i] = vector . rows[indices[i]]`, four rows at a time.
 ///
 /// # Safety
-/// Instructions of `S` enabled; `vector` and all rows valid for `d_in` values.
+/// Instructions of `S` enabled; `vector` valid for `d_in` values, `rows` for `d_in` values at every index.
 #[inline(always)]
-pub(super) unsafe fn products_of_four<S: Simd>(
+pub(super) unsafe fn products_with_rows<S: Simd>(
     vector: *const f32,
-    rows: [*const f32; 4],
+    rows: *const f32,
     d_in: usize,
-) -> ([f32; 4], [f32; 4]) {
+    indices: &[u32],
+    out: &mut [f32],
+) {
+    let mut done = 0;
+    // SAFETY: all offsets lie inside the rows, and the rows are those of the given indices.
+    unsafe {
+        let at = |i: usize| rows.add(indices[i] as usize * d_in);
+        while done + 4 <= indices.len() {
+            let four = [at(done), at(done + 1), at(done + 2), at(done + 3)];
+            let products = products::<S, 4>(vector, four, d_in);
+            out[done..done + 4].copy_from_slice(&products);
+            done += 4;
+        }
+        while done < indices.len() {
+            out[done] = products::<S, 1>(vector, [at(done)], d_in)[0];
+            done += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn products<S: Simd, const N: usize>(
+    vector: *const f32,
+    rows: [*const f32; N],
+    d_in: usize,
+) -> [f32; N] {
     // SAFETY: all offsets lie inside the rows.
     unsafe {
-        let mut dots = [S::splat(0.0); 4];
-        let mut squares = [S::splat(0.0); 4];
+        let mut dots = [S::splat(0.0); N];
         let mut at = 0;
         while at + LANES <= d_in {
             let x = S::load(vector.add(at));
-            for r in 0..4 {
-                let w = S::load(rows[r].add(at));
-                dots[r] = S::fma(x, w, dots[r]);
-                squares[r] = S::fma(w, w, squares[r]);
+            for r in 0..N {
+                dots[r] = S::fma(x, S::load(rows[r].add(at)), dots[r]);
             }
             at += LANES;
         }
         if at < d_in {
             let x = S::load_part(vector.add(at), d_in - at);
-            for r in 0..4 {
-                let w = S::load_part(rows[r].add(at), d_in - at);
-                dots[r] = S::fma(x, w, dots[r]);
-                squares[r] = S::fma(w, w, squares[r]);
+            for r in 0..N {
+                dots[r] = S::fma(x, S::load_part(rows[r].add(at), d_in - at), dots[r]);
             }
         }
-        let mut out = ([0.0; 4], [0.0; 4]);
-        for r in 0..4 {
-            out.0[r] = S::sum(dots[r]);
-            out.1[r] = S::sum(squares[r]);
+        let mut out = [0.0; N];
+        for r in 0..N {
+            out[r] = S::sum(dots[r]);
         }
         out
     }
 }
 
-/// `row . row`, in the same order as [`products_of_four`] gives it.
+/// `row . row`
 ///
 /// # Safety
 /// Instructions of `S` enabled; the row valid for `d_in` values.

@@ -147,7 +147,7 @@ pub(super) fn keep_chosen(
         None => (None, None),
     };
     if let Some(lists) = &mut aux_lists {
-        lists.clear();
+        lists.clear(0);
     }
     for (place, &latent) in latents.iter().enumerate() {
         let last = lists.start[place + 1] as usize;
