@@ -1,20 +1,30 @@
 //! Decoding a batch, and its error: `out = begin + acts W_dec`, `g = scale (out - target)`.
 //!
 //! Two ways, chosen per block of 384 latents by its density, which is the same for any number of threads.
-//! Sparse: token by token, a weighted sum of decoder rows. Dense: the activations of 32 tokens are laid out
-//! and go through the same product as the encoder.
+//! Sparse: a task owns some tokens and columns, as much as fits in the second-level cache, and walks all
+//! latents once; a stretch of a decoder row stays in registers while it is added to the tokens on which its
+//! latent is active. So the decoder is read from memory once, in order. Dense: the activations of 32 tokens
+//! are laid out and go through the same product as the encoder.
+//!
+//! Rejected: token by token, a weighted sum of whole decoder rows. It reads rows in random order from memory
+//! (64 MB at 1024 by 16384): 137 ms instead of 57 at 500 active latents per token, 17 instead of 14 at 60.
 
 use super::isa::Isa;
-use super::lists::{Lists, Rows, TILE};
+use super::lists::{Lists, TILE};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
 use super::pool::Pool;
 use super::product::{GROUP, PANEL, Start, tile};
-use super::rows::sum_of_rows;
+use super::rows::add_to_rows;
 use super::simd::{Kernel, LANES, Simd};
 
-/// Tokens per task of the sparse way.
-const TOKENS: usize = 8;
+/// Tokens and columns of one task of the sparse way.
+const TOKENS: usize = 1024;
+const COLUMNS: usize = 128;
+/// Decoder rows are asked for this many latents before they are needed.
+const AHEAD: usize = 8;
+/// Tokens per task when errors are taken.
+const ERROR_TOKENS: usize = 16;
 /// Tiles in a block of the dense way.
 const BLOCK: usize = 4;
 /// Share of activations from which on a block is decoded densely. Measured on Zen 4: an entry costs the sparse
@@ -55,7 +65,6 @@ pub(super) struct DecodeOut<'a> {
 /// Memory of decoding, kept between steps.
 #[derive(Default)]
 pub(super) struct DecodeSpace {
-    rows: Rows,
     dense_blocks: Vec<usize>,
     is_dense: Vec<bool>,
     /// Sum over the dense blocks, transposed: (D in whole groups, B in whole panels).
@@ -68,9 +77,7 @@ pub(super) struct DecodeSpace {
 impl DecodePass<'_> {
     pub(super) fn run(&self, pool: &Pool, space: &mut DecodeSpace, out: DecodeOut<'_>) {
         self.choose(space);
-        let DecodeSpace { rows, is_dense, dense_blocks, .. } = space;
-        let any_dense = !dense_blocks.is_empty();
-        rows.fill(self.lists, self.order, self.n_tokens, |tile| !is_dense[tile / BLOCK]);
+        let any_dense = !space.dense_blocks.is_empty();
         if any_dense {
             self.dense_sums(pool, space);
         }
@@ -79,10 +86,23 @@ impl DecodePass<'_> {
             g: Disjoint::new(out.g),
             losses: Disjoint::new(out.losses),
         };
+        let d_in = self.params.d_in();
         let sums = if any_dense { &*space.sums } else { &[] };
-        pool.run(self.n_tokens.div_ceil(TOKENS), &|index| {
-            let tokens = index * TOKENS..((index + 1) * TOKENS).min(self.n_tokens);
-            self.isa.run(DecodeTokens { pass: self, rows: &space.rows, sums, out: &out, tokens });
+        // Columns in parts of about equal width, each of whole vectors.
+        let width = d_in.div_ceil(d_in.div_ceil(COLUMNS)).next_multiple_of(LANES);
+        let n_parts = d_in.div_ceil(width);
+        pool.run(self.n_tokens.div_ceil(TOKENS) * n_parts, &|index| {
+            let (part, first) = (index % n_parts, index / n_parts * TOKENS);
+            let columns = part * width..((part + 1) * width).min(d_in);
+            let tokens = first..(first + TOKENS).min(self.n_tokens);
+            let (pass, is_dense, out) = (self, &*space.is_dense, &out);
+            space.spares.with(|block| {
+                self.isa.run(SparseBlock { pass, is_dense, sums, out, tokens, columns, width, block });
+            });
+        });
+        pool.run(self.n_tokens.div_ceil(ERROR_TOKENS), &|index| {
+            let tokens = index * ERROR_TOKENS..((index + 1) * ERROR_TOKENS).min(self.n_tokens);
+            self.isa.run(Errors { pass: self, out: &out, tokens });
         });
         if let Some((norms, p)) = self.lp_norm {
             self.p_norms(norms, p, &out);
@@ -188,43 +208,97 @@ struct SharedOut<'a> {
     losses: Disjoint<'a, [f64; 2]>,
 }
 
-struct DecodeTokens<'a> {
+/// Some columns of some tokens.
+struct SparseBlock<'a> {
     pass: &'a DecodePass<'a>,
-    rows: &'a Rows,
+    is_dense: &'a [bool],
     /// Transposed sums of the dense blocks, or nothing.
     sums: &'a [f32],
     out: &'a SharedOut<'a>,
     tokens: std::ops::Range<usize>,
+    columns: std::ops::Range<usize>,
+    /// Distance of rows in `block`.
+    width: usize,
+    block: &'a mut Buffer,
 }
 
-impl Kernel for DecodeTokens<'_> {
+impl Kernel for SparseBlock<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { pass, rows, sums, out, tokens } = self;
+        let Self { pass, is_dense, sums, out, tokens, columns, width, block } = self;
         let d_in = pass.params.d_in();
-        let stride = pass.n_tokens.next_multiple_of(PANEL);
-        for token in tokens {
-            let at = token * d_in;
-            // SAFETY: each token belongs to one task.
-            let (row, g, losses) =
-                unsafe { (out.reconstruction.part(at, d_in), out.g.part(at, d_in), out.losses.at(token)) };
-            match pass.begin {
-                Begin::Bias => row.copy_from_slice(&pass.params.b_dec),
-                Begin::From(rest) => row.copy_from_slice(&rest[at..at + d_in]),
+        block.resize(tokens.len() * width);
+        for (row, token) in block.chunks_exact_mut(width).zip(tokens.clone()) {
+            let begin = match pass.begin {
+                Begin::Bias => &pass.params.b_dec[columns.clone()],
+                Begin::From(rest) => &rest[token * d_in..][columns.clone()],
+            };
+            row[..columns.len()].copy_from_slice(begin);
+            row[columns.len()..].fill(0.0);
+        }
+        let whole_batch = tokens.len() == pass.n_tokens;
+        for (index, tile) in pass.lists.tiles.iter().enumerate() {
+            if is_dense[index / BLOCK] {
+                continue;
             }
+            let latents = &pass.order[index * TILE..((index + 1) * TILE).min(pass.order.len())];
+            for (place, &latent) in latents.iter().enumerate() {
+                if let Some(&ahead) = latents.get(place + AHEAD) {
+                    let row = &pass.params.w_dec[ahead as usize * d_in..][columns.clone()];
+                    for line in row.chunks(LANES) {
+                        // SAFETY: this runs with the instructions of `S`.
+                        unsafe { S::prefetch(line.as_ptr()) };
+                    }
+                }
+                let mut range = tile.latent(place);
+                if !whole_batch {
+                    let listed = &tile.token[range.clone()];
+                    let first = listed.partition_point(|&token| (token as usize) < tokens.start);
+                    let count = listed[first..].partition_point(|&token| (token as usize) < tokens.end);
+                    range = range.start + first..range.start + first + count;
+                }
+                if range.is_empty() {
+                    continue;
+                }
+                let row = &pass.params.w_dec[latent as usize * d_in..][columns.clone()];
+                let (tokens_of, values) = (&tile.token[range.clone()], &tile.value[range]);
+                // SAFETY: this runs with the instructions of `S`; the listed tokens are those of the block.
+                unsafe { add_to_rows::<S>(block, width, tokens.start as u32, row, tokens_of, values) };
+            }
+        }
+        let stride = pass.n_tokens.next_multiple_of(PANEL);
+        for (row, token) in block.chunks_exact(width).zip(tokens) {
+            // SAFETY: these columns of this token belong to this task.
+            let to = unsafe { out.reconstruction.part(token * d_in + columns.start, columns.len()) };
+            to.copy_from_slice(&row[..columns.len()]);
             if !sums.is_empty() {
-                for (column, value) in row.iter_mut().enumerate() {
+                for (value, column) in to.iter_mut().zip(columns.clone()) {
                     *value += sums[column * stride + token];
                 }
             }
-            let entries = rows.token(token);
-            let (latents, values) = (&rows.latent[entries.clone()], &rows.value[entries]);
-            // SAFETY: this runs with the instructions of `S`; latents are below F.
-            unsafe {
-                let (out, rows) = (row.as_mut_ptr(), pass.params.w_dec.as_ptr());
-                sum_of_rows::<S>(out, true, rows, d_in, latents, values);
-            }
-            *losses = [error::<S>(row, &pass.target[at..at + d_in], pass.g_scale, g), 0.0];
+        }
+    }
+}
+
+/// Errors of some tokens, once all their columns are there.
+struct Errors<'a> {
+    pass: &'a DecodePass<'a>,
+    out: &'a SharedOut<'a>,
+    tokens: std::ops::Range<usize>,
+}
+
+impl Kernel for Errors<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let d_in = self.pass.params.d_in();
+        for token in self.tokens {
+            let at = token * d_in;
+            // SAFETY: each token belongs to one task.
+            let (row, g, losses) = unsafe {
+                (self.out.reconstruction.part(at, d_in), self.out.g.part(at, d_in), self.out.losses.at(token))
+            };
+            let target = &self.pass.target[at..at + d_in];
+            *losses = [error::<S>(row, target, self.pass.g_scale, g), 0.0];
         }
     }
 }

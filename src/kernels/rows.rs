@@ -86,6 +86,83 @@ unsafe fn stretch<S: Simd, const N: usize>(
     }
 }
 
+/// `block[token - first] += value * row` for all entries, where the block's rows are `width` apart.
+///
+/// # Safety
+/// Instructions of `S` enabled; every token minus `first` is a row of the block, `row` is at most `width`
+/// long, and `width` is a multiple of the lanes.
+#[inline(always)]
+pub(super) unsafe fn add_to_rows<S: Simd>(
+    block: &mut [f32],
+    width: usize,
+    first: u32,
+    row: &[f32],
+    tokens: &[u32],
+    values: &[f32],
+) {
+    debug_assert!(width.is_multiple_of(LANES) && row.len() <= width);
+    debug_assert!(tokens.iter().all(|&token| ((token - first) as usize + 1) * width <= block.len()));
+    let whole = row.len() / LANES;
+    let mut at = 0;
+    // SAFETY: all stretches lie inside the row and the rows of the block.
+    unsafe {
+        let (to, row_start) = (block.as_mut_ptr(), row.as_ptr());
+        if S::ACCUMULATORS >= 16 {
+            while at + 16 <= whole {
+                add_stretch::<S, 16>(to, width, first, row_start, at, tokens, values);
+                at += 16;
+            }
+            while at + 8 <= whole {
+                add_stretch::<S, 8>(to, width, first, row_start, at, tokens, values);
+                at += 8;
+            }
+        }
+        while at + 4 <= whole {
+            add_stretch::<S, 4>(to, width, first, row_start, at, tokens, values);
+            at += 4;
+        }
+        while at < whole {
+            add_stretch::<S, 1>(to, width, first, row_start, at, tokens, values);
+            at += 1;
+        }
+        let rest = row.len() - whole * LANES;
+        if rest > 0 {
+            let w = S::load_part(row_start.add(whole * LANES), rest);
+            for (&token, &value) in tokens.iter().zip(values) {
+                let to = to.add((token - first) as usize * width + whole * LANES);
+                S::store(to, S::fma(S::splat(value), w, S::load(to)));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_stretch<S: Simd, const N: usize>(
+    block: *mut f32,
+    width: usize,
+    first: u32,
+    row: *const f32,
+    at: usize,
+    tokens: &[u32],
+    values: &[f32],
+) {
+    // SAFETY: the stretch lies inside the row and the rows of the block.
+    unsafe {
+        let mut w = [S::splat(0.0); N];
+        for v in 0..N {
+            w[v] = S::load(row.add((at + v) * LANES));
+        }
+        for (&token, &value) in tokens.iter().zip(values) {
+            let to = block.add((token - first) as usize * width + at * LANES);
+            let value = S::splat(value);
+            for v in 0..N {
+                let to = to.add(v * LANES);
+                S::store(to, S::fma(value, w[v], S::load(to)));
+            }
+        }
+    }
+}
+
 /// `out[i] = vector . rows[indices[i]]`, four rows at a time.
 ///
 /// # Safety
