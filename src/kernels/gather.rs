@@ -166,8 +166,8 @@ impl Kernel for GatherTile<'_> {
         }
 
         self.lists.clear(counts.iter().sum());
-        for place in 0..latents.len() {
-            let from = place * capacity..place * capacity + counts[place];
+        for (place, count) in counts.iter().enumerate().take(latents.len()) {
+            let from = place * capacity..place * capacity + count;
             self.lists.token.extend_from_slice(&tokens[from.clone()]);
             self.lists.value.extend_from_slice(&values[from]);
             self.lists.start.push(self.lists.token.len() as u32);

@@ -64,7 +64,6 @@ impl<'a, T> Disjoint<'a, T> {
 
     /// # Safety
     /// While the returned slice lives, no other part that overlaps it is in use.
-    #[expect(clippy::mut_from_ref, reason = "the promise of the caller stands in for the borrow checker")]
     pub(super) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "part lies inside the slice");
         // SAFETY: inside the slice by the assertion, not aliased by the caller's promise.
@@ -73,7 +72,6 @@ impl<'a, T> Disjoint<'a, T> {
 
     /// # Safety
     /// As for [`Disjoint::part`], for the one element.
-    #[expect(clippy::mut_from_ref, reason = "the promise of the caller stands in for the borrow checker")]
     pub(super) unsafe fn at(&self, index: usize) -> &'a mut T {
         assert!(index < self.len, "index lies inside the slice");
         // SAFETY: inside the slice by the assertion, not aliased by the caller's promise.

@@ -10,6 +10,11 @@
 //! it; cutting the depth into blocks that fit the first-level cache gained nothing, since both operands
 //! stream from the second.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "an index runs through several arrays of registers and memory"
+)]
+
 use super::simd::{LANES, Simd};
 
 /// Width of a panel of the vector side.

@@ -1,9 +1,16 @@
-//! Weighted sums of rows, and products of one vector with many rows: the sparse work of a step.
+//! The sparse work of a step on rows of (.., D) arrays: weighted sums of rows, one row added to many, and
+//! products of one vector with many rows.
 //!
-//! Both go through the rows of a (.., D) array in the order of a list. A weighted sum keeps a stretch of its
-//! result in registers while it walks the whole list, so each row is loaded once and nothing else is; the
-//! next stretch of each row is prefetched meanwhile, since rows are scattered over more memory than any
-//! cache holds. (Adding whole rows one after the other loads and stores the sum once per row.)
+//! All keep what they can in registers while they walk a list: a stretch of the result, of the row, or four
+//! sums. Lanes that lie beyond D are masked, so any D will do. Rows are read in the order of the list.
+//!
+//! Rejected for weighted sums: adding whole rows one after the other, which loads and stores the sum once
+//! per row; prefetching into the first-level instead of the second-level cache made no difference.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "an index runs through several arrays of registers and memory"
+)]
 
 use super::simd::{LANES, Simd};
 

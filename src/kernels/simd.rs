@@ -155,7 +155,7 @@ impl Simd for PlainLanes {
     unsafe fn not_below(a: Self::V, limit: Self::V) -> u32 {
         let mut mask = 0;
         for lane in 0..LANES {
-            mask |= u32::from(!(a[lane] < limit[lane])) << lane;
+            mask |= u32::from(a[lane] >= limit[lane] || a[lane].is_nan()) << lane;
         }
         mask
     }

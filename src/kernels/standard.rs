@@ -157,6 +157,8 @@ impl Workspace {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::isa::Isa;
     use super::super::reference;
     use super::super::testing::{Problem, SHAPES, SHIFTS, bits, check_close, check_loss, check_params};
@@ -259,6 +261,24 @@ mod tests {
             assert_eq!(bits(&grads), bits(&fresh));
             assert_eq!(ws.reconstruction(), fresh_ws.reconstruction());
             assert_eq!(ws.fired(), fresh_ws.fired());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn equals_the_reference_on_any_shape(
+            (d_in, d_sae, batch) in (1_usize..70, 1_usize..220, 1_usize..70),
+            shift in -6.0_f32..6.0,
+            (l1_coefficient, lp_norm) in (0.0_f64..2.0, prop_oneof![Just(1.0_f64), 0.7_f64..3.0]),
+            apply_b_dec_to_input: bool,
+            seed: u64,
+        ) {
+            // Grid steps keep pre-activations exact.
+            let shift = (shift * 64.0).round() / 64.0;
+            let problem = Problem::new(d_in, d_sae, batch, shift, seed);
+            check(&problem, &StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input });
         }
     }
 

@@ -174,6 +174,8 @@ impl Workspace {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::isa::Isa;
     use super::super::reference;
     use super::super::testing::{Numbers, Problem, SHAPES, bits, check_close, check_loss, check_params};
@@ -249,6 +251,30 @@ mod tests {
                 aux_loss_coefficient,
                 rescale_acts_by_decoder_norm: true,
                 apply_b_dec_to_input: false,
+            };
+            check(&problem, &step, &dead);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn equals_the_reference_on_any_shape(
+            (d_in, d_sae, batch) in (1_usize..70, 1_usize..400, 1_usize..70),
+            (k, one_in) in (0_usize..60, 1_u64..9),
+            aux_loss_coefficient in 0.0_f64..2.0,
+            apply_b_dec_to_input: bool,
+            seed: u64,
+        ) {
+            let problem = Problem::new(d_in, d_sae, batch, 0.0, seed);
+            let mut numbers = Numbers(seed);
+            let dead: Vec<bool> = (0..d_sae).map(|_| numbers.next().is_multiple_of(one_in)).collect();
+            let step = TopKStep {
+                k,
+                aux_loss_coefficient,
+                rescale_acts_by_decoder_norm: false,
+                apply_b_dec_to_input,
             };
             check(&problem, &step, &dead);
         }
