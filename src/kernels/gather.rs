@@ -5,7 +5,7 @@
 //! the latent's list. The (B, F) array of pre-activations never exists.
 
 use super::isa::Isa;
-use super::lists::{Lists, TILE, TileLists, shared_tiles};
+use super::lists::{Lists, TILE, TileLists};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
 use super::pool::Pool;
@@ -66,7 +66,7 @@ impl Gather<'_> {
         lists: &mut Lists,
     ) {
         let first = tiles.start;
-        let shared = shared_tiles(lists);
+        let shared = Disjoint::new(&mut lists.tiles);
         pool.run(tiles.len(), &|index| {
             spares.with(|space| {
                 // SAFETY: one tile per task.
@@ -165,9 +165,9 @@ impl Kernel for GatherTile<'_> {
             }
         }
 
-        self.lists.clear();
-        for place in 0..latents.len() {
-            let from = place * capacity..place * capacity + counts[place];
+        self.lists.clear(counts.iter().sum());
+        for (place, count) in counts.iter().enumerate().take(latents.len()) {
+            let from = place * capacity..place * capacity + count;
             self.lists.token.extend_from_slice(&tokens[from.clone()]);
             self.lists.value.extend_from_slice(&values[from]);
             self.lists.start.push(self.lists.token.len() as u32);
