@@ -51,7 +51,8 @@ pub const METRICS: &[Metric] = &[
         name: "explained_variance_legacy",
         title: "explained variance (legacy)",
         goal: Some(Goal::Maximize),
-        definition: "mean over tokens of 1 - ||x - x_hat||² / ||x - mean of its batch||², as older SAELens and SAEBench report it",
+        definition: "mean over tokens of 1 - ||x - x_hat||² / ||x - mean of its batch||² (batches of 32 sequences), \
+                     as older SAELens and SAEBench report it",
     },
     Metric {
         name: "mse",
@@ -69,7 +70,8 @@ pub const METRICS: &[Metric] = &[
         name: "l1",
         title: "L1",
         goal: None,
-        definition: "mean over tokens of the sum of absolute latent activations, in the units the SAE was trained in",
+        definition: "mean over tokens of the sum of absolute latent activations, in the units the SAE was trained in \
+                     (those of topk with `sae.rescale_acts_by_decoder_norm` times the norm of their decoder row)",
     },
     Metric {
         name: "l2_ratio",
@@ -81,7 +83,8 @@ pub const METRICS: &[Metric] = &[
         name: "relative_reconstruction_bias",
         title: "relative reconstruction bias",
         goal: None,
-        definition: "E||x_hat||² / E<x, x_hat>; 1 is unbiased, below 1 the SAE shrinks",
+        definition: "E||x_hat||² / E<x, x_hat>, taken over each batch of 32 sequences and averaged over batches; \
+                     1 is unbiased, below 1 the SAE shrinks",
     },
     Metric {
         name: "ce_loss_without_sae",

@@ -3,7 +3,7 @@
 //! The store holds the held-out activations, what the model needs to go on from them, and the losses of the
 //! clean and of the zero-ablated model, so only the part after the hook runs here.
 
-use super::EvalError;
+use super::evaluate::EvalError;
 use crate::{
     model::{self, HookPoint, HookState, Model},
     store::EvalView,

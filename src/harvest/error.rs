@@ -41,6 +41,18 @@ pub enum HarvestError {
         /// The setting.
         batch_size: usize,
     },
+    /// The model computes nonsense on held-out data.
+    #[error("the model's loss {what} is {loss} in held-out sequence {sequence} at position {position}")]
+    NotFinite {
+        /// Which of its runs.
+        what: &'static str,
+        /// The loss.
+        loss: f32,
+        /// Index of the sequence.
+        sequence: usize,
+        /// Position in the sequence.
+        position: usize,
+    },
     /// The caller asked to stop. Shards that are whole are kept; the next build goes on after them.
     #[error("interrupted")]
     Interrupted,

@@ -119,7 +119,7 @@ fn fingerprint(files: &[PathBuf]) -> Option<String> {
         let path = fs::canonicalize(file).ok()?;
         let meta = fs::metadata(&path).ok()?;
         let modified = meta.modified().ok()?;
-        if SystemTime::now().duration_since(modified).is_ok_and(|age| age < SETTLED) {
+        if SystemTime::now().duration_since(modified).ok()? < SETTLED {
             return None;
         }
         let nanos = modified.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos();

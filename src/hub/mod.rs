@@ -16,6 +16,7 @@ mod fetch;
 mod name;
 mod options;
 mod remote;
+mod selection;
 mod transfer;
 
 pub use error::{HubError, RepoKind};

@@ -1,8 +1,11 @@
 //! Encoding and decoding without gradients.
 
+use super::isa::Isa;
+use super::memory::Disjoint;
 use super::params::Params;
 use super::pool::Pool;
-use super::reference;
+use super::rows::sum_of_rows;
+use super::simd::{Kernel, Simd};
 use super::workspace::Workspace;
 
 /// Which latents of a token are active.
@@ -44,7 +47,10 @@ impl SparseActs {
     }
 }
 
-/// Encodes `x` (B, D), any B.
+/// Encodes `x` (B, D), any B, also 0.
+///
+/// # Panics
+/// When a length does not fit the workspace's shape.
 pub fn encode(
     pool: &Pool,
     ws: &mut Workspace,
@@ -53,44 +59,130 @@ pub fn encode(
     apply_b_dec_to_input: bool,
     x: &[f32],
 ) -> SparseActs {
-    let _ = (pool.threads(), ws.isa());
-    let x64: Vec<f64> = x.iter().map(|&value| f64::from(value)).collect();
-    let params = params.to_f64();
-    let pre =
-        reference::pre_activations(&params, &reference::encoder_input(&params, apply_b_dec_to_input, &x64));
-    let norms = reference::decoder_norms(&params);
+    params.check(ws.shape.d_in, ws.shape.d_sae);
+    assert_eq!(x.len() % ws.shape.d_in, 0, "x is (B, D)");
     let mut acts = SparseActs { row_start: vec![0], ..SparseActs::default() };
-    for row in pre.chunks_exact(params.d_sae()) {
-        let chosen = match *activation {
-            Activation::Relu => (0..row.len()).collect(),
-            Activation::TopK { k, rescale } => {
-                let order: Vec<f64> =
-                    (0..row.len()).map(|f| if rescale { row[f] * norms[f] } else { row[f] }).collect();
-                reference::largest(&order, k, |_| true)
-            }
-        };
-        for f in chosen {
-            if !(row[f] <= 0.0) {
-                acts.latent.push(f as u32);
-                acts.value.push(row[f] as f32);
-            }
+    for x in x.chunks(ws.shape.batch * ws.shape.d_in) {
+        let n_tokens = ws.load(pool, params, apply_b_dec_to_input, x);
+        match *activation {
+            Activation::Relu => ws.gather_positive(pool, params),
+            Activation::TopK { k, rescale } => ws.gather_largest(pool, params, k, rescale, None),
         }
-        acts.row_start.push(acts.latent.len());
+        let total = ws.lists.count();
+        ws.rows.fill(&ws.lists, 0..ws.lists.tiles.len(), &ws.order, n_tokens);
+        let before = acts.latent.len();
+        acts.latent.extend_from_slice(&ws.rows.latent[..total]);
+        acts.value.extend_from_slice(&ws.rows.value[..total]);
+        acts.row_start.extend(ws.rows.start[1..].iter().map(|&end| before + end as usize));
     }
     acts
 }
 
 /// `out = acts W_dec + b_dec`, (B, D).
+///
+/// # Panics
+/// When `out` has another length, or a latent is not below F.
 pub fn decode(pool: &Pool, params: &Params, acts: &SparseActs, out: &mut [f32]) {
-    let _ = pool.threads();
-    let d_in = params.d_in();
+    let (d_in, d_sae) = (params.d_in(), params.d_sae());
+    params.check(d_in, d_sae);
     assert_eq!(out.len(), acts.n_tokens() * d_in, "out is (B, D)");
-    for (token, row) in out.chunks_exact_mut(d_in).enumerate() {
-        row.copy_from_slice(&params.b_dec);
+    assert!(acts.latent.iter().all(|&latent| (latent as usize) < d_sae), "every latent is below F");
+    let isa = Isa::detect();
+    let shared = Disjoint::new(out);
+    pool.run(acts.n_tokens(), &|token| {
         let (latents, values) = acts.row(token);
-        for (&latent, &value) in latents.iter().zip(values) {
-            let direction = &params.w_dec[latent as usize * d_in..][..d_in];
-            row.iter_mut().zip(direction).for_each(|(sum, weight)| *sum += value * weight);
+        // SAFETY: one row per task.
+        let out = unsafe { shared.part(token * d_in, d_in) };
+        out.copy_from_slice(&params.b_dec);
+        isa.run(DecodeRow { w_dec: &params.w_dec, latents, values, out });
+    });
+}
+
+struct DecodeRow<'a> {
+    w_dec: &'a [f32],
+    latents: &'a [u32],
+    values: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for DecodeRow<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let d_in = self.out.len();
+        // SAFETY: this runs with the instructions of `S`; every latent is below F, as `decode` checks.
+        unsafe {
+            let (out, rows) = (self.out.as_mut_ptr(), self.w_dec.as_ptr());
+            sum_of_rows::<S>(out, true, rows, d_in, self.latents, self.values);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference;
+    use super::super::testing::{Problem, SHAPES, SHIFTS, check_close};
+    use super::*;
+
+    fn dense(acts: &SparseActs, d_sae: usize) -> Vec<f32> {
+        let mut out = vec![0.0; acts.n_tokens() * d_sae];
+        for token in 0..acts.n_tokens() {
+            let (latents, values) = acts.row(token);
+            assert!(latents.is_sorted_by(|a, b| a < b), "latents rise");
+            for (&latent, &value) in latents.iter().zip(values) {
+                out[token * d_sae + latent as usize] = value;
+            }
+        }
+        out
+    }
+
+    /// Workspaces of other batch sizes than the input's cut it differently; the bits stay.
+    fn check(problem: &Problem, activation: Activation, expected: &[f64]) {
+        let Problem { shape, params, x } = problem;
+        let d_sae = shape.d_sae;
+        let mut first: Option<SparseActs> = None;
+        for (threads, batch) in [(1, shape.batch), (2, 1), (3, shape.batch + 9)] {
+            let pool = Pool::new(threads);
+            let mut ws = Workspace::new(crate::kernels::Shape { batch, ..*shape }, &pool);
+            let acts = encode(&pool, &mut ws, params, &activation, true, x);
+            check_close("acts", &dense(&acts, d_sae), expected);
+            let mut out = vec![f32::NAN; x.len()];
+            decode(&pool, params, &acts, &mut out);
+            check_close("decoded", &out, &reference::decoded(&params.to_f64(), expected, acts.n_tokens()));
+            assert_eq!(first.get_or_insert_with(|| acts.clone()), &acts);
+        }
+    }
+
+    #[test]
+    fn equals_the_reference() {
+        for (seed, (d_in, d_sae, batch)) in SHAPES.into_iter().enumerate() {
+            for shift in SHIFTS {
+                let problem = Problem::new(d_in, d_sae, batch, shift, seed as u64);
+                let params = problem.params.to_f64();
+                let pre = reference::pre_activations(
+                    &params,
+                    &reference::encoder_input(&params, true, &problem.x64()),
+                );
+                let relu: Vec<f64> = pre.iter().map(|value| value.max(0.0)).collect();
+                check(&problem, Activation::Relu, &relu);
+                let k = d_sae / 3 + 1;
+                let mut largest = vec![0.0; relu.len()];
+                for b in 0..batch {
+                    for f in reference::largest(&pre[b * d_sae..][..d_sae], k, |_| true) {
+                        largest[b * d_sae + f] = relu[b * d_sae + f];
+                    }
+                }
+                check(&problem, Activation::TopK { k, rescale: false }, &largest);
+            }
+        }
+    }
+
+    #[test]
+    fn no_tokens_are_no_problem() {
+        let problem = Problem::new(5, 7, 3, 0.0, 1);
+        let pool = Pool::new(1);
+        let mut ws = Workspace::new(problem.shape, &pool);
+        let acts = encode(&pool, &mut ws, &problem.params, &Activation::Relu, false, &[]);
+        assert_eq!(acts.n_tokens(), 0);
+        decode(&pool, &problem.params, &acts, &mut []);
     }
 }

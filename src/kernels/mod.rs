@@ -17,6 +17,7 @@ mod pool;
 mod product;
 pub mod reference;
 mod rows;
+mod select;
 mod simd;
 mod standard;
 #[cfg(test)]

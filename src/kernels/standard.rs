@@ -2,6 +2,7 @@
 
 use super::decode::{Begin, DecodeOut, DecodePass};
 use super::gather::{ABOVE_ZERO, Gather, pack_batch};
+use super::lists::TILE;
 use super::params::Params;
 use super::pool::Pool;
 use super::weights::{Pull, WeightPass, decoder_bias_gradient};
@@ -35,11 +36,7 @@ pub fn standard_step(
     let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
     ws.gather_positive(pool, params);
     let n_active = ws.lists.count();
-    for (tile, lists) in ws.lists.tiles.iter().enumerate() {
-        for (place, range) in lists.start.windows(2).enumerate() {
-            ws.fired[ws.order[tile * super::lists::TILE + place] as usize] = range[1] - range[0];
-        }
-    }
+    ws.count_fired();
     ws.lists.reserve_gradients();
     ws.rows.fill(&ws.lists, 0..ws.lists.tiles.len(), &ws.order, n_tokens);
     let p_is_one = step.lp_norm == 1.0;
@@ -138,9 +135,20 @@ impl Workspace {
         n_tokens
     }
 
+    /// Counts the tokens on which each latent is active.
+    pub(super) fn count_fired(&mut self) {
+        for (lists, latents) in self.lists.tiles.iter().zip(self.order.chunks(TILE)) {
+            for (range, &latent) in lists.start.windows(2).zip(latents) {
+                self.fired[latent as usize] = range[1] - range[0];
+            }
+        }
+    }
+
     /// Fills the lists with all positive pre-activations of the loaded batch.
     pub(super) fn gather_positive(&mut self, pool: &Pool, params: &Params) {
         self.limits.fill(ABOVE_ZERO);
+        self.order.clear();
+        self.order.extend(0..self.shape.d_sae as u32);
         let gather = Gather {
             isa: self.isa,
             params,

@@ -1,8 +1,14 @@
-//! The TopK SAE's training step.
+//! The TopK SAE's training step, with the auxiliary loss on dead latents.
 
+use super::decode::{Begin, DecodeOut, DecodePass};
+use super::gather::Gather;
+use super::lists::TILE;
+use super::memory::Disjoint;
 use super::params::Params;
 use super::pool::Pool;
-use super::reference;
+use super::product::PANEL;
+use super::select::{decoder_norms, keep_chosen, rounds};
+use super::weights::{Pull, WeightPass, decoder_bias_gradient};
 use super::workspace::{StepLosses, Workspace};
 
 /// Settings of one TopK step.
@@ -18,8 +24,13 @@ pub struct TopKStep {
     pub apply_b_dec_to_input: bool,
 }
 
-/// Losses of one batch and their gradients. `x` is (B, D) with 1 <= B <= `shape.batch`; `dead` has one flag
-/// per latent, as it stood before this step.
+/// Losses of one batch and their gradients, as [`super::reference::topk_step`] defines them.
+///
+/// `x` is (B, D) with 1 <= B <= `shape.batch`; `dead` has one flag per latent, as it stood before this step;
+/// `grads` is overwritten. Of equal values the lower latent wins. A NaN anywhere shows in the losses.
+///
+/// # Panics
+/// When a length does not fit the workspace's shape.
 pub fn topk_step(
     pool: &Pool,
     ws: &mut Workspace,
@@ -29,22 +40,255 @@ pub fn topk_step(
     x: &[f32],
     grads: &mut Params,
 ) -> StepLosses {
-    let _ = pool.threads();
-    let x64: Vec<f64> = x.iter().map(|&value| f64::from(value)).collect();
-    let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
-    let aim = ws.aim.take(x.len()).map(|aim| (wide(&aim.target), wide(&aim.weight)));
-    let aim = aim.as_ref().map(|(target, weight)| reference::Aim { target, weight });
-    let outcome = reference::aimed_topk_step(&params.to_f64(), step, dead, &x64, aim);
-    ws.n_tokens = x.len() / ws.shape.d_in;
-    for (to, from) in ws.reconstruction.iter_mut().zip(&outcome.reconstruction) {
-        *to = *from as f32;
+    let d_in = ws.shape.d_in;
+    assert_eq!(dead.len(), ws.shape.d_sae, "dead has one flag per latent");
+    let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
+    let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
+    let k_aux = if step.aux_loss_coefficient == 0.0 { 0 } else { (d_in / 2).min(n_dead) };
+    let aux = (k_aux > 0).then_some((k_aux, dead));
+    ws.gather_largest(pool, params, step.k, step.rescale_acts_by_decoder_norm, aux);
+    let n_active = ws.lists.count();
+    ws.count_fired();
+    ws.lists.reserve_gradients();
+    ws.rows.fill(&ws.lists, 0..ws.lists.tiles.len(), &ws.order, n_tokens);
+
+    let aim = ws.aim.take(x.len());
+    let scale = 1.0 / n_tokens as f64;
+    let pass = DecodePass {
+        isa: ws.isa,
+        params,
+        rows: &ws.rows,
+        n_tokens,
+        begin: Begin::Bias,
+        target: aim.map_or(x, |aim| &aim.target),
+        weight: aim.map(|aim| aim.weight.as_slice()),
+        g_scale: (2.0 * scale) as f32,
+        l1_scale: 0.0,
+        lp_norm: 1.0,
+    };
+    let out = DecodeOut {
+        reconstruction: &mut ws.reconstruction,
+        g: &mut ws.g,
+        d_pre: &mut ws.lists.d_pre,
+        slope: &mut [],
+        losses: &mut ws.token_losses,
+    };
+    pass.run(pool, &ws.token_spares, out);
+
+    // The auxiliary reconstruction starts from what the main one left: its error is z W_dec - (x - xhat).
+    let weight = step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2).max(1) as f64).min(1.0);
+    ws.aux_losses.clear();
+    if k_aux > 0 {
+        ws.aux_lists.count();
+        ws.aux_lists.reserve_gradients();
+        ws.aux_rows.fill(&ws.aux_lists, 0..ws.aux_lists.tiles.len(), &ws.order, n_tokens);
+        ws.aux_sum.resize(n_tokens * d_in);
+        ws.aux_g.resize(n_tokens * d_in);
+        ws.aux_losses.resize(n_tokens, [0.0; 2]);
+        let pass = DecodePass {
+            rows: &ws.aux_rows,
+            begin: Begin::From(&ws.reconstruction),
+            weight: None,
+            g_scale: (2.0 * weight * scale) as f32,
+            ..pass
+        };
+        let out = DecodeOut {
+            reconstruction: &mut ws.aux_sum,
+            g: &mut ws.aux_g,
+            d_pre: &mut ws.aux_lists.d_pre,
+            slope: &mut [],
+            losses: &mut ws.aux_losses,
+        };
+        pass.run(pool, &ws.token_spares, out);
     }
-    ws.fired.fill(0);
-    for row in outcome.acts.chunks_exact(ws.shape.d_sae) {
-        for (count, &act) in ws.fired.iter_mut().zip(row) {
-            *count += u32::from(act != 0.0);
+
+    let pulls = [Pull { lists: &ws.lists, g: &ws.g }, Pull { lists: &ws.aux_lists, g: &ws.aux_g }];
+    let pass = WeightPass {
+        isa: ws.isa,
+        params,
+        order: &ws.order,
+        x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
+        pulls: &pulls[..if k_aux > 0 { 2 } else { 1 }],
+        l1_scale: 0.0,
+        slope: &[],
+        bias_in_input: step.apply_b_dec_to_input,
+    };
+    pass.run(pool, grads, &mut ws.tile_squares, &mut ws.tile_bias);
+    let g = &ws.g[..n_tokens * d_in];
+    let bias_squares = decoder_bias_gradient(pool, g, &ws.tile_bias, &mut grads.b_dec);
+    ws.grad_squares = ws.tile_squares.iter().sum::<f64>() + bias_squares;
+
+    let mse = scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>();
+    let sparsity = weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
+    StepLosses { overall: mse + sparsity, mse, sparsity, l0: scale * n_active as f64 }
+}
+
+impl Workspace {
+    /// Fills the lists with the positive ones of the k largest pre-activations of every token of the loaded
+    /// batch, and the auxiliary lists, if wanted, with the `k_aux` largest of dead latents.
+    pub(super) fn gather_largest(
+        &mut self,
+        pool: &Pool,
+        params: &Params,
+        k: usize,
+        rescale: bool,
+        aux: Option<(usize, &[bool])>,
+    ) {
+        let (n_tokens, d_sae) = (self.n_tokens, self.shape.d_sae);
+        let k = k.min(d_sae);
+        if rescale {
+            decoder_norms(pool, self.isa, params, &mut self.norms);
+        }
+        let scale = rescale.then_some(&*self.norms);
+        self.selection.begin(k, n_tokens);
+
+        // Dead latents come last, so that they share tiles and a limit of their own.
+        self.order.clear();
+        match aux {
+            Some((_, dead)) => {
+                self.order.extend((0..d_sae as u32).filter(|&latent| !dead[latent as usize]));
+                self.order.extend((0..d_sae as u32).filter(|&latent| dead[latent as usize]));
+            }
+            None => self.order.extend(0..d_sae as u32),
+        }
+        let k_aux = aux.map_or(0, |(k_aux, _)| k_aux);
+        let n_alive = aux.map_or(d_sae, |(_, dead)| dead.iter().filter(|&&is_dead| !is_dead).count());
+        self.aux_selection.begin(k_aux, n_tokens);
+        self.dead_limits.resize(n_tokens.next_multiple_of(PANEL));
+
+        let n_tiles = self.lists.tiles.len();
+        let tiles_alive = n_alive.div_ceil(TILE);
+        for round in rounds(k, 0..tiles_alive).chain(rounds(k.max(k_aux), tiles_alive..n_tiles)) {
+            for ((to, &main), &aux) in
+                self.dead_limits.iter_mut().zip(&*self.selection.limits).zip(&*self.aux_selection.limits)
+            {
+                *to = main.min(aux);
+            }
+            let gather = Gather {
+                isa: self.isa,
+                params,
+                order: &self.order,
+                panels: &self.panels,
+                n_tokens,
+                scale,
+                limits: &self.selection.limits,
+                other_limits: &self.dead_limits,
+                first_other: n_alive,
+            };
+            gather.run(pool, &self.gather_spares, round.clone(), &mut self.lists);
+            self.rows.fill(&self.lists, round, &self.order, n_tokens);
+            self.selection.take(pool, &self.rank_spares, &self.rows, scale, None);
+            if let Some((_, dead)) = aux {
+                self.aux_selection.take(pool, &self.rank_spares, &self.rows, scale, Some(dead));
+            }
+        }
+
+        let (lists, aux_lists) =
+            (Disjoint::new(&mut self.lists.tiles), Disjoint::new(&mut self.aux_lists.tiles));
+        pool.run(n_tiles, &|index| {
+            // SAFETY: one tile per task.
+            let (lists, aux_lists) = unsafe { (lists.at(index), aux_lists.at(index)) };
+            let latents = &self.order[index * TILE..((index + 1) * TILE).min(d_sae)];
+            let aux = aux.map(|(_, dead)| (aux_lists, &self.aux_selection, dead));
+            keep_chosen(lists, aux, latents, &self.selection, scale);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::isa::Isa;
+    use super::super::reference;
+    use super::super::testing::{Numbers, Problem, SHAPES, bits, check_close, check_loss, check_params};
+    use super::*;
+
+    fn run(
+        problem: &Problem,
+        step: &TopKStep,
+        dead: &[bool],
+        threads: usize,
+        isa: Isa,
+    ) -> (StepLosses, Params, Workspace) {
+        let pool = Pool::new(threads);
+        let mut ws = problem.workspace(&pool, isa);
+        let mut grads = problem.dirty_grads();
+        let losses = topk_step(&pool, &mut ws, &problem.params, step, dead, &problem.x, &mut grads);
+        (losses, grads, ws)
+    }
+
+    fn check(problem: &Problem, step: &TopKStep, dead: &[bool]) {
+        let expected = reference::topk_step(&problem.params.to_f64(), step, dead, &problem.x64());
+        for isa in Isa::available() {
+            let what = format!("{:?} {step:?} {}", problem.shape, isa.name());
+            let (losses, grads, ws) = run(problem, step, dead, 1, isa);
+            check_loss(&format!("{what} mse"), losses.mse, expected.losses.mse);
+            check_loss(&format!("{what} aux"), losses.sparsity, expected.losses.sparsity);
+            check_loss(&format!("{what} overall"), losses.overall, expected.losses.overall);
+            check_loss(&format!("{what} l0"), losses.l0, expected.losses.l0);
+            check_close(&format!("{what} reconstruction"), ws.reconstruction(), &expected.reconstruction);
+            check_params(&what, &grads, &expected.grads);
+            for (f, &fired) in ws.fired().iter().enumerate() {
+                let d_sae = problem.shape.d_sae;
+                let count = expected.acts.iter().skip(f).step_by(d_sae).filter(|&&act| act != 0.0).count();
+                assert_eq!(fired as usize, count, "{what} fired[{f}]");
+            }
+            for threads in [2, 3] {
+                let (other_losses, other_grads, other_ws) = run(problem, step, dead, threads, isa);
+                assert_eq!(losses, other_losses, "{what} {threads} threads");
+                assert_eq!(bits(&grads), bits(&other_grads), "{what} {threads} threads");
+                assert_eq!(ws.grad_norm().to_bits(), other_ws.grad_norm().to_bits());
+            }
         }
     }
-    *grads = outcome.grads.to_f32();
-    outcome.losses
+
+    /// On the grid many pre-activations are equal, so this also holds the rule for ties.
+    #[test]
+    fn equals_the_reference_on_awkward_shapes() {
+        for (seed, (d_in, d_sae, batch)) in SHAPES.into_iter().enumerate() {
+            let mut numbers = Numbers(seed as u64);
+            for (k, share_dead) in [(1, 0), (3, 1), (8, 4), (8, 7), (500, 8), (0, 3)] {
+                let problem = Problem::new(d_in, d_sae, batch, 0.0, seed as u64);
+                let dead: Vec<bool> = (0..d_sae).map(|_| numbers.next() % 8 < share_dead).collect();
+                for rescale_acts_by_decoder_norm in [false, true] {
+                    let step = TopKStep {
+                        k,
+                        aux_loss_coefficient: 0.5,
+                        rescale_acts_by_decoder_norm,
+                        apply_b_dec_to_input: k != 3,
+                    };
+                    check(&problem, &step, &dead);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equals_the_reference_over_many_rounds() {
+        let problem = Problem::new(20, 2000, 40, 0.0, 3);
+        let dead: Vec<bool> = (0..2000).map(|latent| latent % 3 == 0).collect();
+        for (k, aux_loss_coefficient) in [(4, 1.0), (30, 0.03), (30, 0.0)] {
+            let step = TopKStep {
+                k,
+                aux_loss_coefficient,
+                rescale_acts_by_decoder_norm: true,
+                apply_b_dec_to_input: false,
+            };
+            check(&problem, &step, &dead);
+        }
+    }
+
+    #[test]
+    fn nan_shows_in_the_loss() {
+        let step = TopKStep {
+            k: 3,
+            aux_loss_coefficient: 0.5,
+            rescale_acts_by_decoder_norm: false,
+            apply_b_dec_to_input: false,
+        };
+        for isa in Isa::available() {
+            let mut problem = Problem::new(17, 97, 33, 0.0, 1);
+            problem.params.w_enc[50] = f32::NAN;
+            assert!(run(&problem, &step, &[false; 97], 1, isa).0.overall.is_nan());
+        }
+    }
 }

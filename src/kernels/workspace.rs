@@ -9,6 +9,7 @@ use super::memory::{Buffer, Spares};
 use super::params::Shape;
 use super::pool::Pool;
 use super::product::PANEL;
+use super::select::Selection;
 
 /// Losses of one step, summed in double precision.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -43,6 +44,18 @@ pub struct Workspace {
     pub(super) order: Vec<u32>,
     pub(super) lists: Lists,
     pub(super) rows: Rows,
+    /// The same for the auxiliary loss, with its own (B, D) arrays.
+    pub(super) aux_lists: Lists,
+    pub(super) aux_rows: Rows,
+    pub(super) aux_sum: Buffer,
+    pub(super) aux_g: Buffer,
+    pub(super) aux_losses: Vec<[f64; 2]>,
+    pub(super) selection: Selection,
+    pub(super) aux_selection: Selection,
+    /// Limits of dead latents, which may be chosen by either selection.
+    pub(super) dead_limits: Buffer,
+    pub(super) norms: Buffer,
+    pub(super) rank_spares: Spares<Vec<u64>>,
     pub(super) gather_spares: Spares<GatherSpace>,
     pub(super) token_spares: Spares<Vec<f32>>,
     /// Losses per token: squared error, sparsity.
@@ -86,6 +99,16 @@ impl Workspace {
             order: (0..d_sae as u32).collect(),
             lists: Lists::new(d_sae),
             rows: Rows::default(),
+            aux_lists: Lists::new(d_sae),
+            aux_rows: Rows::default(),
+            aux_sum: Buffer::default(),
+            aux_g: Buffer::default(),
+            aux_losses: Vec::new(),
+            selection: Selection::default(),
+            aux_selection: Selection::default(),
+            dead_limits: Buffer::default(),
+            norms: Buffer::default(),
+            rank_spares: Spares::new(),
             gather_spares: Spares::new(),
             token_spares: Spares::new(),
             token_losses: Vec::with_capacity(batch),

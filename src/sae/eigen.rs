@@ -61,9 +61,8 @@ fn tridiagonal(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
         }
         let half = 0.5 * scale * dot(p, &v);
         p.iter_mut().zip(&v).for_each(|(p, v)| *p -= half * v);
-        for i in 0..v.len() {
+        for (i, (&vi, &pi)) in v.iter().zip(p.iter()).enumerate() {
             let row = &mut a[(start + i) * n + start..(start + i + 1) * n];
-            let (vi, pi) = (v[i], p[i]);
             for ((a, v), p) in row.iter_mut().zip(&v).zip(p.iter()) {
                 *a -= vi * p + pi * v;
             }
@@ -150,8 +149,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
     for (x, y) in a_chunks.zip(b_chunks) {
-        for i in 0..8 {
-            sums[i] += x[i] * y[i];
+        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *sum += x * y;
         }
     }
     sums.iter().sum::<f64>() + rest

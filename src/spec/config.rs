@@ -105,15 +105,20 @@ pub enum LocalName {
 const FILE_ENDINGS: &[&str] = &["gguf", "parquet", "jsonl", "csv", "txt", "safetensors", "json"];
 
 impl SweepSpec {
-    /// What a model's or data set's name means, by its form alone; whether a file exists is for the caller to
-    /// see. A relative path starts at the sweep file's folder, or at the working directory when it was given
-    /// by an environment variable or `--set`. `home` stands for `~`.
-    pub fn local_path(&self, name: &str, home: Option<&Path>) -> LocalName {
-        let path = match (name.strip_prefix("~/"), home) {
+    /// The path that a text of this sweep means. A relative one starts at the sweep file's folder, or at the
+    /// working directory when it was given by an environment variable or `--set`. `home` stands for `~`.
+    pub fn path(&self, text: &str, home: Option<&Path>) -> PathBuf {
+        match (text.strip_prefix("~/"), home) {
             (Some(rest), Some(home)) => home.join(rest),
-            _ if self.given_outside.contains(name) => PathBuf::from(name),
-            _ => self.source_dir.join(name),
-        };
+            _ if self.given_outside.contains(text) => PathBuf::from(text),
+            _ => self.source_dir.join(text),
+        }
+    }
+
+    /// What a model's or data set's name means, by its form alone; whether a file exists is for the caller to
+    /// see. Paths are those of [`Self::path`].
+    pub fn local_path(&self, name: &str, home: Option<&Path>) -> LocalName {
+        let path = self.path(name, home);
         if is_hub_id(name) { LocalName::PathOrHub(path) } else { LocalName::Path(path) }
     }
 }

@@ -429,10 +429,8 @@ impl<'a> Expander<'a> {
             .into_values()
             .map(|Tally { mut problem, count }| {
                 if count < total && problem.fault != Fault::Missing {
-                    problem.found += &format!(" (in {count} of {total} combinations, this is the first)");
-                    if count == 1 {
-                        problem.found = problem.found.replace(", this is the first)", ")");
-                    }
+                    let first = if count == 1 { "" } else { ", this is the first" };
+                    problem.found = format!("{} (in {count} of {total} combinations{first})", problem.found);
                 }
                 problem
             })

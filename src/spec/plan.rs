@@ -75,7 +75,7 @@ pub fn load(source: &SpecSource) -> Result<Plan, SpecErrors> {
     let mut expander = Expander::new(parts);
     match combine(strategy, &mut expander, &mut notes) {
         Ok(()) => judge(&mut expander, &mut problems),
-        Err(too_many) => problems.push(too_many),
+        Err(too_many) => problems.push(*too_many),
     }
     if !problems.is_empty() {
         return Err(SpecErrors::new(&source.path, problems));

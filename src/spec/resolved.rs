@@ -9,6 +9,7 @@ use super::{
     plan::{Plan, PlannedTrial},
     sections::Fixed,
     setting::{float_text, quoted, write_toml},
+    variation::Variation,
 };
 use crate::trial::TrialConfig;
 use figment::value::Value;
@@ -30,7 +31,9 @@ pub(crate) fn resolved(path: &str, parts: Parts<'_>, trials: &[PlannedTrial]) ->
         line(&mut text, &format!("[{section}]"));
         for key in KEYS.iter().filter(|key| key.section() == *section) {
             let Some((setting, place)) = fixed.values.get(key.name) else { continue };
-            if key.scope == Scope::Trial && !used.contains(key.name) {
+            if key.scope == Scope::Trial
+                && (!used.contains(key.name) || is_replaced_always(variation, key.name))
+            {
                 continue;
             }
             let name =
@@ -89,6 +92,14 @@ fn tables(layers: &Layers, part: &str) -> Vec<figment::value::Dict> {
 /// Whether a setting is fixed from outside the file, so that nothing varies it.
 fn is_replaced(fixed: &Fixed, key: &str) -> bool {
     fixed.place(key).is_some_and(|place| place.height() >= 2)
+}
+
+/// Whether every trial has its own value of a setting, so that the fixed one says nothing. Repeats count up
+/// from it, and a `[[trial]]` may leave the others' axes out.
+fn is_replaced_always(variation: &Variation<'_>, key: &str) -> bool {
+    let repeats =
+        || variation.dimensions.iter().any(|dimension| dimension.repeats && dimension.keys.contains(&key));
+    variation.given.is_empty() && variation.places.contains_key(key) && !repeats()
 }
 
 /// Settings that a trial reads.

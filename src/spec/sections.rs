@@ -144,7 +144,13 @@ impl SectionReader<'_> {
                     Value::Dict(..) => self.layers.file_place(&name),
                     _ => place,
                 };
-                self.problem(place, &name, Fault::UnknownKey, found, expected, suggest::setting(&name));
+                let section = prefix.split('.').next().unwrap_or(prefix);
+                let hint = if last == section {
+                    Some(format!("below [{section}], `{section}.` is left out"))
+                } else {
+                    suggest::setting(&name)
+                };
+                self.problem(place, &name, Fault::UnknownKey, found, expected, hint);
             }
         }
     }

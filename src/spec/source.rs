@@ -244,7 +244,12 @@ impl Reader<'_> {
             true => key.to_owned(),
             false => format!("{section}.{key}"),
         };
-        let first = self.read.offsets.of(&key).map(|offset| (self.place)(offset).phrase());
+        // Of a table given twice, the later header is the one remembered.
+        let header = |line: &str| line.trim().starts_with('[') && line.trim() == written;
+        let first = match written.starts_with('[') {
+            true => text.lines().position(header).map(|idx| format!("line {}", idx + 1)),
+            false => self.read.offsets.of(&key).map(|offset| (self.place)(offset).phrase()),
+        };
         let first = first.map_or_else(String::new, |first| format!("; the first is on {first}"));
         let found = format!("{written}{first}");
         let (expected, hint) = match written.starts_with('[') {

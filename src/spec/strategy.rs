@@ -64,6 +64,9 @@ pub(crate) fn objective(fixed: &Fixed, problems: &mut Vec<Problem>) -> Option<Ob
     Some(Objective { metric: name.to_owned(), goal })
 }
 
+/// Combinations beyond this many are not looked at in any case; each takes some microseconds.
+const MAX_COMBINATIONS: usize = 1_000_000;
+
 /// Reports settings that belong to another strategy.
 pub(crate) fn fit_strategy(strategy: Strategy, parts: Parts<'_>, problems: &mut Vec<Problem>) {
     let Parts { layers, fixed, variation } = parts;
@@ -193,18 +196,19 @@ pub(crate) fn combine(
     strategy: Option<Strategy>,
     expander: &mut Expander<'_>,
     notes: &mut Vec<String>,
-) -> Result<(), Problem> {
+) -> Result<(), Box<Problem>> {
     let parts = expander.parts();
     let Parts { fixed, variation, .. } = parts;
     let max_trials = max_trials(fixed);
+    let limit = max_trials.saturating_mul(MAX_COMBINATIONS_PER_TRIAL).min(MAX_COMBINATIONS);
     match strategy {
         Some(Strategy::Grid) | None => {
             let n = n_combinations(variation.dimensions.iter());
-            match n.filter(|n| *n <= max_trials.saturating_mul(MAX_COMBINATIONS_PER_TRIAL)) {
+            match n.filter(|n| *n <= limit) {
                 Some(_) => expander.grid(),
                 None => {
                     let count = n.map_or_else(|| "more than 2^64".to_owned(), |n| n.to_string());
-                    return Err(too_many(&format!("{count} combinations"), parts));
+                    return Err(Box::new(too_many(&format!("{count} combinations"), parts)));
                 }
             }
         }
@@ -215,7 +219,7 @@ pub(crate) fn combine(
             let repeats = repeats.unwrap_or(usize::MAX);
             if n.checked_mul(repeats).is_none_or(|total| total > max_trials) {
                 let times = if repeats == 1 { String::new() } else { format!(", each {repeats} times") };
-                return Err(too_many(&format!("{n} draws{times}"), parts));
+                return Err(Box::new(too_many(&format!("{n} draws{times}"), parts)));
             }
             let n_kept = expander.random(n, fixed.get("sweep.seed").and_then(Setting::as_int).unwrap_or(0));
             if n_kept < n && n_kept > 0 {
@@ -225,6 +229,11 @@ pub(crate) fn combine(
             }
         }
         Some(Strategy::List) => {}
+    }
+    let repeats = n_combinations(variation.dimensions.iter().filter(|dimension| dimension.repeats));
+    let n_given = repeats.and_then(|repeats| repeats.checked_mul(variation.given.len()));
+    if n_given.is_none_or(|n| n > limit) {
+        return Err(Box::new(too_many(&format!("{} [[trial]] tables", variation.given.len()), parts)));
     }
     expander.given();
     Ok(())

@@ -8,6 +8,7 @@ use super::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 const MINIMAL: &str = r#"
@@ -58,7 +59,7 @@ fn minimal_sweep_is_one_trial() {
     assert_eq!(plan.notes, Vec::<String>::new());
     // Both are part of the promise that an id means the same tomorrow: a change here needs a new first line.
     insta::assert_snapshot!(canonical(&plan.trials[0].config));
-    assert_eq!(plan.trials[0].id.0, "?");
+    assert_eq!(plan.trials[0].id.0, "2a428e77e36e");
 }
 
 #[test]
@@ -386,10 +387,10 @@ fn goal_is_the_metrics_own_unless_given() {
 
 /// Axes with values to choose from, in the order in which a test's file lists them.
 const AXES: &[(&str, &[&str])] = &[
-    ("train.lr", &["1e-5", "1e-4", "0.001", "3e-3"]),
-    ("sae.d_sae", &["64", "128", "256", "5e2"]),
-    ("sae.l1_coefficient", &["0", "1", "2.5", "10"]),
-    ("train.seed", &["1", "2", "3", "4"]),
+    ("train.lr", &["1e-5", "1e-4", "0.001"]),
+    ("sae.d_sae", &["64", "128", "2.5e2"]),
+    ("sae.l1_coefficient", &["0", "1", "2.5"]),
+    ("train.seed", &["1", "2", "3"]),
     ("sae.apply_b_dec_to_input", &["true", "false"]),
 ];
 
@@ -467,16 +468,16 @@ proptest! {
         if dotted {
             for idx in &order {
                 let (key, value) = settings[*idx];
-                text += &format!("{key}   =  {} # a comment\n\n", written(value, styles[*idx]));
+                write!(text, "{key}   =  {} # a comment\n\n", written(value, styles[*idx])).unwrap();
             }
         } else {
             let sections: BTreeSet<&str> = settings.iter().map(|(key, _)| key.split('.').next().unwrap()).collect();
             for section in sections.into_iter().rev() {
-                text += &format!("[{section}]\n");
+                write!(text, "[{section}]\n").unwrap();
                 for idx in &order {
                     let (key, value) = settings[*idx];
                     if let Some(last) = key.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) {
-                        text += &format!("{last} = {}\n", written(value, styles[*idx]));
+                        write!(text, "{last} = {}\n", written(value, styles[*idx])).unwrap();
                     }
                 }
             }
@@ -485,7 +486,7 @@ proptest! {
         for (axis, size) in axes.iter().rev() {
             let (key, all) = AXES[*axis];
             let all: Vec<String> = all[..*size].iter().rev().map(|value| written(value, styles[axis % 8])).collect();
-            text += &format!("{} = [\n  {},\n]\n", quote(key), all.join(",\n  "));
+            write!(text, "{} = [\n  {},\n]\n", quote(key), all.join(",\n  ")).unwrap();
         }
         let reformatted: BTreeSet<String> = ids(&plan(&text)).into_iter().collect();
         let plain = plan(&format!("{MINIMAL}lr = 5e-4\nbatch_size = 2000\n{}", axes_text(&axes)));
@@ -499,7 +500,7 @@ proptest! {
         let mut more = axes_text(&axes);
         more += "train.data_seed = { repeats = 2 }\n[derive]\ntrain.lr_warm_up_steps = \"train.steps // 10\"\n";
         more += "[[exclude]]\nwhen = \"train.seed == 3 and 'a\\\"b' != model.name\"\nreason = \"a \\\"reason\\\"\"\n";
-        more += "[[zip]]\ntrain.adam_beta1 = [0.5, 0.5, 0.9]\ntrain.adam_beta2 = [0.9, 0.99, 0.999]\n";
+        more += "[[zip]]\ntrain.adam_beta1 = [0.5, 0.5]\ntrain.adam_beta2 = [0.9, 0.99]\n";
         more += "[[trial]]\ntrain.dead_feature_window = 5\n";
         let mut overrides = vec!["train.batch_size=1024"];
         if random {

@@ -51,7 +51,7 @@ pub struct Trainer {
 pub struct StepReport {
     /// Losses before the update.
     pub losses: StepLosses,
-    /// Norm of all gradients together, before they were clipped; NaN when the loss already was not finite.
+    /// Norm of all gradients together, before they are clipped.
     pub grad_norm: f64,
 }
 
@@ -118,7 +118,7 @@ impl Trainer {
     }
 
     /// One step on the batch `x` (B, D) of activations as the model made them. When the report is not
-    /// finite the run is over: the weights may be unusable.
+    /// finite the run is over, and the weights stay those from before the step.
     pub fn step(&mut self, pool: &Pool, x: &[f32]) -> StepReport {
         assert_eq!(x.len(), self.scaled.len(), "a batch has train.batch_size rows");
         self.firing.begin_step(self.steps, self.train.feature_sampling_window);
@@ -129,8 +129,9 @@ impl Trainer {
         }
         let losses = self.gradients(pool);
         self.losses = losses;
-        if !losses.overall.is_finite() {
-            return StepReport { losses, grad_norm: f64::NAN };
+        let report = StepReport { losses, grad_norm: self.ws.grad_norm() };
+        if !report.is_finite() {
+            return report;
         }
         self.firing.count(self.ws.fired(), self.train.batch_size);
         let adam = AdamStep {
@@ -141,10 +142,10 @@ impl Trainer {
             t: self.steps + 1,
             max_grad_norm: MAX_GRAD_NORM,
         };
-        let grad_norm =
-            kernels::clip_and_adam(pool, &mut self.params, &self.grads, &mut self.m, &mut self.v, &adam);
+        let Self { params, grads, m, v, .. } = self;
+        kernels::adam(pool, params, grads, m, v, &adam, report.grad_norm);
         self.steps += 1;
-        StepReport { losses, grad_norm }
+        report
     }
 
     /// Losses of the scaled batch; their gradients go to `self.grads`.

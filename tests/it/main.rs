@@ -2,6 +2,8 @@
 
 mod commands;
 mod data;
+mod eval_golden;
+mod harvest;
 mod hub;
 mod kill;
 mod model_golden;

@@ -58,6 +58,12 @@ fn the_tutorial_s_own_trial_is_in_its_grid() {
     assert_eq!((config.train.steps(), config.train.batch_size), (30_000, 4096));
     assert_eq!((config.sae.d_sae, config.data.context_size), (16_384, 512));
     assert_eq!((config.train.lr_decay_steps, config.train.lr_warm_up_steps), (6_000, 0));
+    let saesweep::trial::Architecture::Standard { l1_warm_up_steps, .. } = config.sae.architecture else {
+        panic!("a standard SAE");
+    };
+    assert_eq!(l1_warm_up_steps, 1_500);
+    let short = named("tinystories.toml", &["train.tokens=2e6", "store.tokens=2e6"]);
+    assert_eq!(short.trials[0].config.train.lr_decay_steps, 97);
 }
 
 #[test]

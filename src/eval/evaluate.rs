@@ -1,0 +1,145 @@
+//! The way of the held-out part through SAE and model, piece by piece.
+
+use super::{
+    behaviour::BehaviourSums,
+    density::{log10_histogram, share_above},
+    latents::LatentCounts,
+    reconstruction::ReconstructionSums,
+};
+use crate::{
+    kernels::{Pool, Shape, Workspace},
+    model::{Model, ModelError},
+    sae::Sae,
+    store::{Store, StoreError},
+    trial::TrialConfig,
+};
+use std::{collections::BTreeMap, path::Path};
+
+/// Sequences of a batch, as far as metrics depend on batches: SAELens' default (`store_batch_size_prompts`).
+/// How much is in memory at once is another matter, so that no metric depends on it.
+pub const BATCH_SEQUENCES: usize = 32;
+
+/// Tokens whose latents and reconstructions are in memory at once.
+const TOKENS_AT_ONCE: usize = 1024;
+
+/// Logits that one pass through the model may give: 256 MiB, held for the model itself and for the SAE. A
+/// single sequence may have more.
+const LOGITS_AT_ONCE: usize = 1 << 26;
+
+/// A latent that fires on more than this share of tokens is dense.
+const DENSE_FREQUENCY: f64 = 0.1;
+
+/// What an evaluation found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Metrics by name; those that are not numbers are absent.
+    pub metrics: BTreeMap<String, f64>,
+    /// Latents per half decade of firing frequency, see [`log10_histogram`].
+    pub log10_density: Vec<u64>,
+}
+
+/// Why an evaluation could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A tensor operation failed.
+    #[error("tensor operation failed in the evaluation: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The SAE was trained on something else.
+    #[error("the SAE takes activations of width {sae}, the store holds width {store}")]
+    Width {
+        /// `d_in` of the SAE.
+        sae: usize,
+        /// Width of the stored activations.
+        store: usize,
+    },
+}
+
+/// Evaluates `sae` on the held-out part of `store`, running the model at `model_path` from the hook on.
+///
+/// # Errors
+/// When the model, the store or the SAE cannot be used, or their widths differ.
+pub fn evaluate(
+    model_path: &Path,
+    store: &Store,
+    sae: &Sae,
+    cfg: &TrialConfig,
+    pool: &Pool,
+) -> Result<Evaluation, EvalError> {
+    if sae.d_in != store.width() {
+        return Err(EvalError::Width { sae: sae.d_in, store: store.width() });
+    }
+    let model = Model::load(model_path)?;
+    let hook = model.config().hook(&cfg.model.hook)?;
+    let held_out = store.eval()?;
+    let (context, width) = (held_out.context_size, held_out.width);
+    let n_sequences = held_out.tokens.len() / context;
+    let at_once = sequences_at_once(context, model.config().vocab_size).min(n_sequences).max(1);
+
+    let mut workspace =
+        Workspace::new(Shape { d_in: width, d_sae: sae.cfg.d_sae, batch: at_once * context }, pool);
+    let mut reconstruction = ReconstructionSums::new(width);
+    let mut behaviour = BehaviourSums::default();
+    let mut latents = LatentCounts::new(sae);
+    let mut x_hat = vec![0.0_f32; at_once * context * width];
+    for batch_first in (0..n_sequences).step_by(BATCH_SEQUENCES) {
+        let batch_end = (batch_first + BATCH_SEQUENCES).min(n_sequences);
+        let keep: Vec<bool> = held_out.tokens[batch_first * context..batch_end * context]
+            .iter()
+            .map(|token| !(cfg.eval.exclude_special_tokens && held_out.special_ids.contains(token)))
+            .collect();
+        let acts_of = |from: usize, to: usize| &held_out.acts[from * context * width..to * context * width];
+        let mut batch = reconstruction.batch(batch_end - batch_first, acts_of(batch_first, batch_end), &keep);
+        for first in (batch_first..batch_end).step_by(at_once) {
+            let end = (first + at_once).min(batch_end);
+            let keep = &keep[(first - batch_first) * context..(end - batch_first) * context];
+            let x = acts_of(first, end);
+            let x_hat = &mut x_hat[..x.len()];
+            let acts = sae.reconstruct(pool, &mut workspace, x, x_hat);
+            let (l0, l1) = latents.add(&acts, keep);
+            batch.add(x, x_hat, keep, &l0, &l1);
+            behaviour.add_sequences(&model, &hook, &held_out, first, x_hat, keep)?;
+        }
+        batch.finish();
+    }
+
+    let fires = latents.fires;
+    let tokens = reconstruction.tokens();
+    let mut metrics = reconstruction.metrics();
+    metrics.append(&mut behaviour.metrics());
+    metrics.insert("dense_share".to_owned(), share_above(&fires, tokens, DENSE_FREQUENCY));
+    Ok(Evaluation { metrics, log10_density: log10_histogram(&fires, tokens) })
+}
+
+/// Sequences that go through SAE and model together.
+fn sequences_at_once(context: usize, vocab_size: usize) -> usize {
+    let tokens = TOKENS_AT_ONCE.min(LOGITS_AT_ONCE / vocab_size.max(1));
+    (tokens / context).clamp(1, BATCH_SEQUENCES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metric::metric;
+
+    #[test]
+    fn memory_is_bounded_and_never_less_than_a_sequence() {
+        assert_eq!(sequences_at_once(16, 96), BATCH_SEQUENCES);
+        assert_eq!(sequences_at_once(128, 50257), 8);
+        assert_eq!(sequences_at_once(128, 151_936), 3);
+        assert_eq!(sequences_at_once(4096, 151_936), 1);
+    }
+
+    #[test]
+    fn definitions_say_how_large_a_batch_is() {
+        for name in ["explained_variance_legacy", "relative_reconstruction_bias"] {
+            let definition = metric(name).expect("invariant: a metric of the evaluation").definition;
+            assert!(definition.contains(&format!("{BATCH_SEQUENCES} sequences")), "{definition}");
+        }
+    }
+}
