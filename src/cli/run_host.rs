@@ -141,7 +141,7 @@ impl Host for RunHost {
 
     fn observe(&mut self, event: RunEvent<'_>) {
         match event {
-            RunEvent::Message { id, message } => self.progress.message(id, message),
+            RunEvent::Message { id, message } => self.progress.message(id, message, Instant::now()),
             RunEvent::Stopping => {
                 self.console.note("stopping: running trials write their checkpoints; once more to kill them");
             }

@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     path::Path,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 fn json(text: &str) -> Value {
@@ -100,7 +100,7 @@ fn a_diverged_trial_is_told_and_runs_again_only_when_asked() {
 fn what_is_wrong_is_told_before_anything_starts() {
     let sweep = TinySweep::new();
     sweep.edit("blocks.1.hook_mlp_out", "blocks.9.hook_mlp_out");
-    let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 1);
+    let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
     assert!(stderr.contains("blocks.9.hook_mlp_out"), "{stderr}");
     sweep.edit("blocks.9.hook_mlp_out", "blocks.1.hook_mlp_out");
     sweep.edit("cpu_slots = 2", "use = [\"cuda\"]");
@@ -148,8 +148,15 @@ fn start(
     sweep: &TinySweep,
     is_ready: impl Fn(&Path) -> bool,
 ) -> (Child, BufReader<std::process::ChildStderr>) {
-    let mut child =
-        sweep.command(&["run", "sweep.toml"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    start_as(sweep, sweep.command(&["run", "sweep.toml"]), is_ready)
+}
+
+fn start_as(
+    sweep: &TinySweep,
+    mut command: Command,
+    is_ready: impl Fn(&Path) -> bool,
+) -> (Child, BufReader<std::process::ChildStderr>) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("to run") {
@@ -217,6 +224,30 @@ fn two_interrupts_kill_at_once() {
     drop(stderr);
     let (stdout, _) = sweep.expect(&["status", "tiny", "--format", "json"], 0);
     assert_eq!(json(&stdout)["complete"], false);
+}
+
+#[test]
+fn a_run_under_nohup_outlives_its_terminal() {
+    let sweep = TinySweep::new();
+    sweep.edit("tokens = 1280", "tokens = 100_000_000");
+    let mut command = Command::new("/bin/sh");
+    command.args([
+        "-c",
+        "trap '' HUP; exec \"$@\"",
+        "sh",
+        env!("CARGO_BIN_EXE_saesweep"),
+        "run",
+        "sweep.toml",
+    ]);
+    command.current_dir(sweep.path("")).env("SAESWEEP_CACHE", sweep.path("cache"));
+    let (mut child, mut stderr) = start_as(&sweep, command, |folder| folder.join("metrics.jsonl").exists());
+    signal(&child, rustix::process::Signal::HUP);
+    // Had the hangup counted, this would be the second request, and trials would be killed.
+    signal(&child, rustix::process::Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("stopping") && !rest.contains("killing"), "{rest}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod hub;
 mod kill;
 mod model_golden;
 mod report;
+mod run_from_hub;
 mod sae_format;
 mod sched_processes;
 mod spec_errors;

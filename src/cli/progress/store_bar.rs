@@ -65,16 +65,17 @@ impl StoreBar {
     }
 
     fn draw(&mut self, progress: &HarvestProgress, is_new: bool) {
+        let text = self.line(progress, Instant::now());
         let bar = self.bar.get_or_insert_with(|| self.console.bars().add(ProgressBar::new(0)));
         if is_new {
             bar.reset_eta();
-            let counts = "{msg} {wide_bar} {human_pos}/{human_len} tokens {per_sec} {eta} left";
-            bar.set_style(style(if progress.rows_total > 0 { counts } else { "{spinner} {msg}" }));
-            bar.set_message(format!("store {}: {}", self.hook, words(progress.phase)));
+            let has_length = progress.rows_total > 0;
+            bar.set_style(style(if has_length { "{msg} {wide_bar} {eta} left" } else { "{spinner} {msg}" }));
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         bar.set_length(progress.rows_total);
         bar.set_position(progress.rows_done);
+        bar.set_message(text);
     }
 
     fn line(&self, progress: &HarvestProgress, now: Instant) -> String {
