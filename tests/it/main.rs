@@ -1,5 +1,7 @@
 //! Integration tests: one binary, one module a subject.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets something unexpected should stop there")]
+
 mod commands;
 mod data;
 mod eval_golden;
