@@ -88,7 +88,7 @@ pub(crate) fn silu_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
 
 /// GELU by its tanh approximation, `x sigmoid(2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`.
 pub(crate) fn gelu_tanh_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
-    const MINUS_TWO_SQRT_TWO_OVER_PI: f32 = -1.595_769_1;
+    const MINUS_TWO_SQRT_TWO_OVER_PI: f32 = -1.595_769;
     wide(|| activate(out, x, gated, |x| MINUS_TWO_SQRT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)));
 }
 

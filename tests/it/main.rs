@@ -1,6 +1,7 @@
 //! Integration tests: one binary, one module a subject.
 
 #![expect(clippy::unwrap_used, reason = "a test that meets something unexpected should stop there")]
+#![expect(clippy::print_stdout, reason = "with --nocapture, tests show how far from the truth they are")]
 
 mod commands;
 mod data;
