@@ -4,10 +4,10 @@ use candle_core::{Device, Tensor};
 use saesweep::{
     data::{Encode, Packed, pack},
     harvest::{
-        ContentHashes, HarvestError, HarvestPhase, HarvestProgress, ensure_store, kl_divergence,
-        store_identity, store_identity_cached,
+        ContentHashes, HarvestError, HarvestPhase, HarvestProgress, ensure_store, store_identity,
+        store_identity_cached,
     },
-    model::{HookState, Model, ModelTokenizer, per_token_loss},
+    model::{HookState, Model, ModelTokenizer, per_token_kl, per_token_loss},
     store::Store,
     trial::{
         Architecture, DataConfig, EvalConfig, LrScheduler, ModelConfig, NormalizeActivations, SaeConfig,
@@ -191,13 +191,7 @@ fn store_holds_the_activations_of_the_packed_data() {
         let ablated = model.run_from_hook(&zeros, &point).unwrap();
         close(eval.loss_clean, &numbers(&per_token_loss(&clean, &tokens).unwrap()), "clean loss");
         close(eval.loss_ablated, &numbers(&per_token_loss(&ablated, &tokens).unwrap()), "ablated loss");
-        let (clean, ablated) = (numbers(&clean), numbers(&ablated));
-        let vocab_size = model.config().vocab_size;
-        let kl: Vec<f32> = clean
-            .chunks(vocab_size)
-            .zip(ablated.chunks(vocab_size))
-            .map(|(clean, ablated)| kl_divergence(clean, ablated) as f32)
-            .collect();
+        let kl = numbers(&per_token_kl(&clean, &ablated).unwrap());
         close(eval.kl_ablated, &kl, "divergence");
         assert!(kl.iter().any(|kl| *kl > 1e-3), "{family}");
         let special: Vec<u32> = model.tokenizer().unwrap().special_ids().into_iter().collect();
