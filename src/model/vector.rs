@@ -52,7 +52,7 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
 /// KL divergence in nats of the distributions that two rows of logits stand for, `sum(P (ln P - ln Q))`.
 ///
 /// With e = exp(p - max p): sum(e (p - max p - q + max q)) / sum(e) - ln(sum(e)) + ln(sum(exp(q - max q))). Parts of
-/// the sums are gathered in f64; a result that rounding left below zero is zero.
+/// the sums are gathered in f64; a result that rounding left below zero is zero. NaN in either row gives NaN.
 pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
     const PART: usize = 1024;
     /// Its exponential is far below the rounding of a sum that holds a 1.
@@ -77,7 +77,9 @@ pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
             }
         }
         let [sum_p, sum_q, weighted] = sums;
-        (weighted / sum_p - sum_p.ln() + sum_q.ln()).max(0.0)
+        let divergence = weighted / sum_p - sum_p.ln() + sum_q.ln();
+        // Not `max`, which would make a zero of NaN.
+        if divergence < 0.0 { 0.0 } else { divergence }
     })
 }
 
@@ -168,6 +170,8 @@ fn wide<R>(body: impl FnOnce() -> R) -> R {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn values(n: usize) -> Vec<f32> {
@@ -203,6 +207,35 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn divergence_is_what_its_formula_says(
+            pairs in proptest::collection::vec((-20_f32..20.0, -20_f32..20.0), 1..70),
+            shift in -1000_f32..1000.0,
+        ) {
+            let (p, q): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let log_probabilities = |logits: &[f32]| {
+                let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+                logits.iter().map(|x| f64::from(*x) - sum.ln()).collect::<Vec<_>>()
+            };
+            let terms = log_probabilities(&p).into_iter().zip(log_probabilities(&q));
+            let expected: f64 = terms.map(|(p, q)| p.exp() * (p - q)).sum();
+            prop_assert!((kl_divergence(&p, &q) - expected).abs() < 5e-5 * (1.0 + expected));
+            // Logits mean the same when all of them are moved, and then must not overflow.
+            let moved: Vec<f32> = q.iter().map(|q| q + shift).collect();
+            prop_assert!((kl_divergence(&p, &moved) - expected).abs() < 1e-2 * (1.0 + expected));
+        }
+    }
+
+    #[test]
+    fn divergence_from_itself_is_zero_and_tokens_ruled_out_add_nothing() {
+        assert!(kl_divergence(&[1.0, 2.0, -3.0], &[1.0, 2.0, -3.0]) < 1e-6);
+        let half = kl_divergence(&[0.0, f32::NEG_INFINITY], &[0.0, 0.0]);
+        assert!((half - std::f64::consts::LN_2).abs() < 1e-6, "{half}");
+    }
+
     #[test]
     fn nonlinearities_agree_with_f64() {
         let x = values(1000);
@@ -228,5 +261,10 @@ mod tests {
         let mut row = vec![0.0, f32::NAN, 1.0];
         assert!(exp_row(&mut row).is_nan());
         assert!(log_sum_exp(&[0.0, f32::NAN]).is_nan());
+        for place in [0, 1, 20] {
+            let (good, mut bad) = (values(33), values(33));
+            bad[place] = f32::NAN;
+            assert!(kl_divergence(&good, &bad).is_nan() && kl_divergence(&bad, &good).is_nan());
+        }
     }
 }

@@ -14,6 +14,7 @@ mod report;
 mod run_from_hub;
 mod sae_format;
 mod sched_processes;
+mod small_trial;
 mod spec_errors;
 mod store;
 mod sweep_files;
