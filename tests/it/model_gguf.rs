@@ -256,7 +256,7 @@ fn smollm2_matches_transformers() {
     assert!(worst_norm < 1e-4 && worst_act < 1e-4 && worst_logit < 2e-3 && worst_loss < 2e-3);
 }
 
-/// Tokens a second of harvesting; run it with `--ignored --nocapture`, and RAYON_NUM_THREADS for the threads.
+/// Tokens a second of harvesting, and a sum over the bits that must not depend on the threads; run it with `--ignored --nocapture`, and RAYON_NUM_THREADS for the threads.
 #[test]
 #[ignore = "measures, and needs the file named by SAESWEEP_SMOLLM2_GGUF"]
 fn smollm2_harvest_speed() {
@@ -266,12 +266,19 @@ fn smollm2_harvest_speed() {
     for (n_sequences, positions) in [(4, 128), (16, 128), (32, 128), (2, 512), (8, 512)] {
         let ids: Vec<u32> = (0..n_sequences * positions).map(|i| (i * 7919 % 49152) as u32).collect();
         let tokens = Tensor::from_vec(ids, (n_sequences, positions), &Device::Cpu).unwrap();
-        let best = (0..4).map(|_| {
+        let (mut best, mut bits) = (f64::INFINITY, 0u64);
+        for _ in 0..4 {
             let start = std::time::Instant::now();
-            model.run_to_hook(&tokens, &hook).unwrap();
-            start.elapsed().as_secs_f64()
-        });
-        let best = best.fold(f64::INFINITY, f64::min);
-        println!("{n_sequences} x {positions}: {:.0} tokens/s", (n_sequences * positions) as f64 / best);
+            let acts = model.run_to_hook(&tokens, &hook).unwrap().acts;
+            best = best.min(start.elapsed().as_secs_f64());
+            let acts = acts.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            bits = acts
+                .iter()
+                .fold(0, |sum, value| sum.wrapping_mul(31).wrapping_add(u64::from(value.to_bits())));
+        }
+        println!(
+            "{n_sequences} x {positions}: {:.0} tokens/s, {bits:016x}",
+            (n_sequences * positions) as f64 / best
+        );
     }
 }
