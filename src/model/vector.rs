@@ -4,12 +4,32 @@
 //! machine has and for AVX2, which is taken where the machine has it. The system's `exp` costs several times
 //! the polynomial used here, because it takes one number a call.
 
+/// Calls a function compiled for AVX2 where the machine has it, else as it is. A macro, because the function must be
+/// inlined into one that is marked for AVX2, which a closure handed to a common one is not.
+macro_rules! widest {
+    ($plain:ident($($name:ident: $kind:ty),*) -> $result:ty) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2")]
+            fn avx2($($name: $kind),*) -> $result {
+                $plain($($name),*)
+            }
+            if std::arch::is_x86_feature_detected!("avx2") {
+                // SAFETY: the machine has what the function was compiled for.
+                return unsafe { avx2($($name),*) };
+            }
+        }
+        $plain($($name),*)
+    }};
+}
+
 /// How many partial results a reduction keeps. Fixed, so that a sum has one order on every machine.
 const LANES: usize = 16;
 
 /// Turns scores into `exp(score - max)` in place and returns the sum of the results, by which the caller divides.
 pub(crate) fn exp_row(row: &mut [f32]) -> f32 {
-    wide(|| {
+    #[inline(always)]
+    fn plain(row: &mut [f32]) -> f32 {
         let max = max(row);
         let mut sums = [0f32; LANES];
         let (chunks, rest) = row.as_chunks_mut::<LANES>();
@@ -24,13 +44,15 @@ pub(crate) fn exp_row(row: &mut [f32]) -> f32 {
             *sum += *value;
         }
         sums.iter().sum()
-    })
+    }
+    widest!(plain(row: &mut [f32]) -> f32)
 }
 
 /// `ln(sum(exp(row)))`; parts of the sum are gathered in f64.
 pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
-    const PART: usize = 1024;
-    wide(|| {
+    #[inline(always)]
+    fn plain(row: &[f32]) -> f64 {
+        const PART: usize = 1024;
         let max = max(row);
         let part_sum = |part: &[f32]| {
             let mut sums = [0f32; LANES];
@@ -46,7 +68,8 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
             f64::from(sums.iter().sum::<f32>())
         };
         f64::from(max) + row.chunks(PART).map(part_sum).sum::<f64>().ln()
-    })
+    }
+    widest!(plain(row: &[f32]) -> f64)
 }
 
 /// KL divergence in nats of the distributions that two rows of logits stand for, `sum(P (ln P - ln Q))`.
@@ -57,7 +80,8 @@ pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
     const PART: usize = 1024;
     /// Its exponential is far below the rounding of a sum that holds a 1.
     const NOTHING: f32 = -80.0;
-    wide(|| {
+    #[inline(always)]
+    fn plain(p: &[f32], q: &[f32]) -> f64 {
         let (max_p, max_q) = (max(p), max(q));
         let mut sums = [0f64; 3];
         for (p, q) in p.chunks(PART).zip(q.chunks(PART)) {
@@ -80,18 +104,27 @@ pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
         let divergence = weighted / sum_p - sum_p.ln() + sum_q.ln();
         // Not `max`, which would make a zero of NaN.
         if divergence < 0.0 { 0.0 } else { divergence }
-    })
+    }
+    widest!(plain(p: &[f32], q: &[f32]) -> f64)
 }
 
 /// `x sigmoid(x)` of each number, times the number in `gated` if there is one.
 pub(crate) fn silu_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
-    wide(|| activate(out, x, gated, |x| -x));
+    #[inline(always)]
+    fn plain(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
+        activate(out, x, gated, |x| -x);
+    }
+    widest!(plain(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) -> ())
 }
 
 /// GELU by its tanh approximation, `x sigmoid(2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`.
 pub(crate) fn gelu_tanh_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
-    const MINUS_TWO_SQRT_TWO_OVER_PI: f32 = -1.595_769;
-    wide(|| activate(out, x, gated, |x| MINUS_TWO_SQRT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)));
+    #[inline(always)]
+    fn plain(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
+        const MINUS_TWO_SQRT_TWO_OVER_PI: f32 = -1.595_769;
+        activate(out, x, gated, |x| MINUS_TWO_SQRT_TWO_OVER_PI * (x + 0.044_715 * x * x * x));
+    }
+    widest!(plain(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) -> ())
 }
 
 /// `x / (1 + exp(inner(x)))`, and the product with the gated numbers.
@@ -149,23 +182,6 @@ fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     let p = p * r * r + r + 1.0;
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3F80_0000))
-}
-
-/// Runs a loop compiled for AVX2 where the machine has it.
-#[inline(always)]
-fn wide<R>(body: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2<R>(body: impl FnOnce() -> R) -> R {
-            body()
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the machine has what the function was compiled for.
-            return unsafe { avx2(body) };
-        }
-    }
-    body()
 }
 
 #[cfg(test)]
