@@ -146,6 +146,40 @@ pub enum Architecture {
         /// Whether activations are measured in units of decoder norms.
         rescale_acts_by_decoder_norm: bool,
     },
+    /// Latents above a threshold of their own, which is learnt (Rajamanoharan et al. 2024).
+    #[serde(rename = "jumprelu")]
+    JumpRelu {
+        /// Threshold of every latent at the start.
+        jumprelu_init_threshold: f64,
+        /// Width around a threshold within which its gradient is estimated.
+        jumprelu_bandwidth: f64,
+        /// The sparsity loss.
+        jumprelu_sparsity_loss_mode: SparsityLossMode,
+        /// Weight of the sparsity loss.
+        l0_coefficient: f64,
+        /// Steps over which the weight rises from 0.
+        l0_warm_up_steps: u64,
+        /// Weight of the loss on pre-activations of dead latents; 0 for none.
+        pre_act_loss_coefficient: f64,
+        /// How soon the loss of mode `tanh` saturates.
+        jumprelu_tanh_scale: f64,
+        /// Whether the estimator passes gradient to the encoder, too.
+        jumprelu_ste_to_input: bool,
+        /// Latents for each token that mode `quadratic` aims at; 0 in the other modes.
+        target_l0: f64,
+    },
+}
+
+/// `sae.jumprelu_sparsity_loss_mode`, SAELens' names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SparsityLossMode {
+    /// The number of active latents.
+    Step,
+    /// A tanh of the activations.
+    Tanh,
+    /// The squared distance of the number of active latents from a target.
+    Quadratic,
 }
 
 impl Architecture {
@@ -154,6 +188,7 @@ impl Architecture {
         match self {
             Self::Standard { .. } => "standard",
             Self::TopK { .. } => "topk",
+            Self::JumpRelu { .. } => "jumprelu",
         }
     }
 }

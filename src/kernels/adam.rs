@@ -95,8 +95,9 @@ fn norm_of_gradients(pool: &Pool, grads: &Params) -> f64 {
         let square = unsafe { shared.at(index) };
         isa.run(SquareTile { grads, d_in, latents: index * TILE..((index + 1) * TILE).min(d_sae), square });
     });
-    let bias: f64 = grads.b_dec.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
-    (squares.iter().sum::<f64>() + bias).sqrt()
+    let rest = grads.b_dec.iter().chain(&grads.threshold);
+    let rest: f64 = rest.map(|&value| f64::from(value) * f64::from(value)).sum();
+    (squares.iter().sum::<f64>() + rest).sqrt()
 }
 
 struct SquareTile<'a> {
@@ -163,6 +164,7 @@ fn adam_with(
     };
     bias(&mut params.b_enc, &grads.b_enc, &mut m.b_enc, &mut v.b_enc);
     bias(&mut params.b_dec, &grads.b_dec, &mut m.b_dec, &mut v.b_dec);
+    bias(&mut params.threshold, &grads.threshold, &mut m.threshold, &mut v.threshold);
 }
 
 /// Both weight matrices, for tasks that each take their own rows.
@@ -309,7 +311,8 @@ mod tests {
 
     fn random(d_in: usize, d_sae: usize, scale: f32, numbers: &mut Numbers) -> Params {
         let mut params = Params::zeros(d_in, d_sae);
-        for array in [&mut params.w_enc, &mut params.w_dec, &mut params.b_enc, &mut params.b_dec] {
+        params.threshold = vec![0.0; d_sae];
+        for array in params.arrays_mut() {
             array.fill_with(|| scale * numbers.grid(1 << 20));
         }
         params
@@ -323,7 +326,7 @@ mod tests {
                 for isa in Isa::available() {
                     let pool = Pool::new(2);
                     let mut p = random(d_in, d_sae, 1.0, &mut numbers);
-                    let (mut m, mut v) = (Params::zeros(d_in, d_sae), Params::zeros(d_in, d_sae));
+                    let (mut m, mut v) = (p.zeros_like(), p.zeros_like());
                     let (mut p64, mut m64, mut v64) = (p.to_f64(), m.to_f64(), v.to_f64());
                     for t in 1..=5 {
                         let grads = random(d_in, d_sae, 0.5, &mut numbers);
@@ -339,6 +342,7 @@ mod tests {
                     check_close("w_dec", &p.w_dec, &p64.w_dec);
                     check_close("b_enc", &p.b_enc, &p64.b_enc);
                     check_close("b_dec", &p.b_dec, &p64.b_dec);
+                    check_close("threshold", &p.threshold, &p64.threshold);
                 }
             }
         }
@@ -356,7 +360,7 @@ mod tests {
         }
         let start = [1.0, 0.1].map(|scale| random(d_in, d_sae, scale, &mut numbers));
         let mut squares = random(d_in, d_sae, 0.1, &mut numbers);
-        for array in [&mut squares.w_enc, &mut squares.w_dec, &mut squares.b_enc, &mut squares.b_dec] {
+        for array in squares.arrays_mut() {
             array.iter_mut().for_each(|value| *value *= *value);
         }
         let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, t: 3, max_grad_norm: 1.0 };

@@ -43,6 +43,8 @@ pub(super) struct Gather<'a> {
     /// The same for the latents at `first_other` of the order and after.
     pub(super) other_limits: &'a [f32],
     pub(super) first_other: usize,
+    /// What values must reach instead, per latent.
+    pub(super) latent_limits: Option<&'a [f32]>,
 }
 
 /// Packs a batch into panels, less `subtract` where given.
@@ -143,6 +145,8 @@ impl Kernel for GatherTile<'_> {
                         self.gather.other_limits
                     };
                     let limits = &limits[panel * PANEL..][..PANEL];
+                    let latent_limit =
+                        self.gather.latent_limits.map(|limits| limits[latents[place] as usize]);
                     for half in [0, LANES] {
                         // SAFETY: blocks and limits hold 32 values here; each latent's list has room for
                         // every token and for one vector more.
@@ -150,7 +154,10 @@ impl Kernel for GatherTile<'_> {
                             let value = S::load(block.as_ptr().add(j * PANEL + half));
                             let compared =
                                 if scale.is_some() { S::mul(value, S::splat(factors[place])) } else { value };
-                            let limit = S::load(limits.as_ptr().add(half));
+                            let limit = match latent_limit {
+                                Some(limit) => S::splat(limit),
+                                None => S::load(limits.as_ptr().add(half)),
+                            };
                             let mask = S::not_below(compared, limit) & (valid >> half) & 0xFFFF;
                             if mask != 0 {
                                 let to = place * capacity + counts[place];

@@ -13,6 +13,8 @@ use super::workspace::Workspace;
 pub enum Activation {
     /// All with a positive pre-activation.
     Relu,
+    /// All with a positive pre-activation above the latent's threshold.
+    JumpRelu,
     /// The k largest, as far as they are positive; of equal values the lower index wins.
     TopK {
         /// Latents kept per token.
@@ -66,6 +68,7 @@ pub fn encode(
         let n_tokens = ws.load(pool, params, apply_b_dec_to_input, x);
         match *activation {
             Activation::Relu => ws.gather_positive(pool, params),
+            Activation::JumpRelu => ws.gather_active(pool, params),
             Activation::TopK { k, rescale } => ws.gather_largest(pool, params, k, rescale, None),
         }
         let total = ws.lists.count();
@@ -164,6 +167,14 @@ mod tests {
                 );
                 let relu: Vec<f64> = pre.iter().map(|value| value.max(0.0)).collect();
                 check(&problem, Activation::Relu, &relu);
+                let mut with_thresholds = problem.params.clone();
+                with_thresholds.threshold = (0..d_sae).map(|f| [-1.0, 0.0, 0.7, 1e9][f % 4]).collect();
+                let theta = &with_thresholds.threshold;
+                let above: Vec<f64> = (0..relu.len())
+                    .map(|i| if relu[i] > f64::from(theta[i % d_sae]) { relu[i] } else { 0.0 })
+                    .collect();
+                let jumping = Problem { params: with_thresholds, x: problem.x.clone(), ..problem };
+                check(&jumping, Activation::JumpRelu, &above);
                 let k = d_sae / 3 + 1;
                 let mut largest = vec![0.0; relu.len()];
                 for b in 0..batch {

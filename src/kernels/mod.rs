@@ -5,7 +5,7 @@
 //! it to rounding (3e-6 of an array's largest value in the tests; measured below 1e-6).
 //!
 //! A step gathers the active latents from the encoder product ([`standard_step`] all positive ones,
-//! [`topk_step`] the k largest), decodes, and makes the gradients latent by latent; [`adam`] clips and
+//! [`topk_step`] the k largest, [`jumprelu_step`] those above or near their threshold), decodes, and makes the gradients latent by latent; [`adam`] clips and
 //! updates. What is mostly zero is never stored or multiplied; what is dense goes through whole products.
 //! Sums are taken in a fixed order: no result depends on the number of threads, and AVX-512 and AVX2 give
 //! the same bits.
@@ -17,6 +17,7 @@ pub mod reference;
 mod adam;
 mod aim;
 mod infer;
+mod jumprelu;
 mod standard;
 mod topk;
 
@@ -25,6 +26,7 @@ mod gather;
 mod select;
 
 mod decode;
+mod jumps;
 mod weights;
 
 mod dense;
@@ -45,6 +47,7 @@ mod testing;
 pub use adam::{AdamStep, adam, clip_and_adam};
 pub use infer::{Activation, SparseActs, decode, encode};
 pub use isa::Isa;
+pub use jumprelu::{JumpReluStep, SparsityMode, jumprelu_step};
 pub use params::{Params, Shape};
 pub use pool::Pool;
 pub use standard::{StandardStep, standard_step};

@@ -25,17 +25,27 @@ pub struct Params<T = f32> {
     pub b_enc: Vec<T>,
     /// Decoder bias, (D).
     pub b_dec: Vec<T>,
+    /// What a pre-activation must exceed for its latent to be active, (F) in a JumpReLU; else empty.
+    pub threshold: Vec<T>,
 }
 
 impl<T: Copy + Default> Params<T> {
-    /// All zeros.
+    /// All zeros, of the parameters that every SAE has.
     pub fn zeros(d_in: usize, d_sae: usize) -> Self {
         Self {
             w_enc: vec![T::default(); d_in * d_sae],
             w_dec: vec![T::default(); d_in * d_sae],
             b_enc: vec![T::default(); d_sae],
             b_dec: vec![T::default(); d_in],
+            ..Self::default()
         }
+    }
+
+    /// All zeros, of the parameters that this one has.
+    pub fn zeros_like(&self) -> Self {
+        let [b_dec, w_dec, w_enc, b_enc, threshold] =
+            self.arrays().map(|array| vec![T::default(); array.len()]);
+        Self { w_enc, w_dec, b_enc, b_dec, threshold }
     }
 
     /// D: width of one activation.
@@ -48,9 +58,17 @@ impl<T: Copy + Default> Params<T> {
         self.b_enc.len()
     }
 
-    /// The four arrays in SAELens' order of parameters: `b_dec`, `w_dec`, `w_enc`, `b_enc`.
-    pub fn arrays(&self) -> [&[T]; 4] {
-        [&self.b_dec, &self.w_dec, &self.w_enc, &self.b_enc]
+    /// Names of the arrays, in the order of [`Params::arrays`].
+    pub const NAMES: [&str; 5] = ["b_dec", "w_dec", "w_enc", "b_enc", "threshold"];
+
+    /// All arrays, empty ones too.
+    pub fn arrays(&self) -> [&[T]; 5] {
+        [&self.b_dec, &self.w_dec, &self.w_enc, &self.b_enc, &self.threshold]
+    }
+
+    /// [`Params::arrays`], to be written.
+    pub fn arrays_mut(&mut self) -> [&mut [T]; 5] {
+        [&mut self.b_dec, &mut self.w_dec, &mut self.w_enc, &mut self.b_enc, &mut self.threshold]
     }
 
     /// Panics unless the arrays have the lengths of one SAE with these sizes.
@@ -59,31 +77,24 @@ impl<T: Copy + Default> Params<T> {
         assert_eq!(self.b_enc.len(), d_sae, "b_enc has one value per latent");
         assert_eq!(self.w_enc.len(), d_in * d_sae, "w_enc is (F, D)");
         assert_eq!(self.w_dec.len(), d_in * d_sae, "w_dec is (F, D)");
+        assert!([0, d_sae].contains(&self.threshold.len()), "threshold has one value per latent, or none");
     }
 }
 
 impl Params<f32> {
     /// The same values in double precision, for [`super::reference`].
     pub fn to_f64(&self) -> Params<f64> {
-        let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect();
-        Params {
-            w_enc: wide(&self.w_enc),
-            w_dec: wide(&self.w_dec),
-            b_enc: wide(&self.b_enc),
-            b_dec: wide(&self.b_dec),
-        }
+        let [b_dec, w_dec, w_enc, b_enc, threshold] =
+            self.arrays().map(|array| array.iter().map(|&value| f64::from(value)).collect());
+        Params { w_enc, w_dec, b_enc, b_dec, threshold }
     }
 }
 
 impl Params<f64> {
     /// The same values rounded to single precision.
     pub fn to_f32(&self) -> Params<f32> {
-        let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
-        Params {
-            w_enc: narrow(&self.w_enc),
-            w_dec: narrow(&self.w_dec),
-            b_enc: narrow(&self.b_enc),
-            b_dec: narrow(&self.b_dec),
-        }
+        let [b_dec, w_dec, w_enc, b_enc, threshold] =
+            self.arrays().map(|array| array.iter().map(|&value| value as f32).collect());
+        Params { w_enc, w_dec, b_enc, b_dec, threshold }
     }
 }

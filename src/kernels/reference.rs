@@ -4,6 +4,10 @@
 //! weights (F, D), activations (B, F). The kernels are tested against this file, and this file against
 //! finite differences of its own losses. It is slow and meant to be.
 
+mod jumprelu;
+
+pub use jumprelu::{aimed_jumprelu_step, jumprelu_step};
+
 use super::adam::AdamStep;
 use super::params::Params;
 use super::standard::StandardStep;
@@ -91,18 +95,11 @@ pub fn aimed_standard_step(
     }
     sizes.add_decoder_gradients(&mut grads, &acts, &g);
     sizes.add_encoder_gradients(&mut grads, &d_pre, &x_in);
-    // n_i is in the graph: d n_i / d W_dec,i = W_dec,i / n_i, and 0 at 0.
-    for f in 0..d_sae {
-        for d in 0..d_in {
-            if norms[f] > 0.0 {
-                grads.w_dec[f * d_in + d] += d_norms[f] * params.w_dec[f * d_in + d] / norms[f];
-            }
-        }
-    }
+    sizes.add_norm_gradients(&mut grads, params, &d_norms, &norms);
     sizes.add_decoder_bias_gradient(&mut grads, params, &g, step.apply_b_dec_to_input);
 
     let l0 = scale * acts.iter().filter(|&&act| act != 0.0).count() as f64;
-    let losses = StepLosses { overall: mse + sparsity, mse, sparsity, l0 };
+    let losses = StepLosses { overall: mse + sparsity, mse, sparsity, auxiliary: 0.0, l0 };
     StepOutcome { losses, grads, acts, reconstruction }
 }
 
@@ -193,7 +190,7 @@ pub fn aimed_topk_step(
     sizes.add_decoder_bias_gradient(&mut grads, params, &g, step.apply_b_dec_to_input);
 
     let l0 = scale * acts.iter().filter(|&&act| act != 0.0).count() as f64;
-    let losses = StepLosses { overall: mse + sparsity, mse, sparsity, l0 };
+    let losses = StepLosses { overall: mse + sparsity, mse, sparsity, auxiliary: 0.0, l0 };
     StepOutcome { losses, grads, acts, reconstruction }
 }
 
@@ -219,10 +216,10 @@ pub fn clip_and_adam(
             p[i] -= step.lr / bias1 * m[i] / (v[i].sqrt() / bias2.sqrt() + step.eps);
         }
     };
-    update(&mut params.w_enc, &grads.w_enc, &mut m.w_enc, &mut v.w_enc);
-    update(&mut params.w_dec, &grads.w_dec, &mut m.w_dec, &mut v.w_dec);
-    update(&mut params.b_enc, &grads.b_enc, &mut m.b_enc, &mut v.b_enc);
-    update(&mut params.b_dec, &grads.b_dec, &mut m.b_dec, &mut v.b_dec);
+    let arrays = params.arrays_mut().into_iter().zip(grads.arrays()).zip(m.arrays_mut()).zip(v.arrays_mut());
+    for (((p, g), m), v) in arrays {
+        update(p, g, m, v);
+    }
     norm
 }
 
@@ -289,6 +286,21 @@ impl Sizes {
     /// dW_dec += f^T g
     fn add_decoder_gradients(&self, grads: &mut Params<f64>, acts: &[f64], g: &[f64]) {
         self.add_outer(&mut grads.w_dec, acts, g);
+    }
+
+    /// n_i is in the graph: d n_i / d W_dec,i = W_dec,i / n_i, and 0 at 0.
+    fn add_norm_gradients(
+        &self,
+        grads: &mut Params<f64>,
+        params: &Params<f64>,
+        d_norms: &[f64],
+        norms: &[f64],
+    ) {
+        for f in (0..self.d_sae).filter(|&f| norms[f] > 0.0) {
+            for at in f * self.d_in..(f + 1) * self.d_in {
+                grads.w_dec[at] += d_norms[f] * params.w_dec[at] / norms[f];
+            }
+        }
     }
 
     /// dW_enc += dpre^T x_in; db_enc += sum_b dpre
@@ -359,19 +371,17 @@ mod tests {
     use super::super::testing::Problem;
     use super::*;
 
-    type Loss<'a> = dyn Fn(&Params<f64>) -> (f64, Params<f64>) + 'a;
+    pub(super) type Loss<'a> = dyn Fn(&Params<f64>) -> (f64, Params<f64>) + 'a;
 
     /// Compares every gradient with a central difference of the loss.
-    fn check(what: &str, params: &Params<f64>, loss: &Loss<'_>) {
+    pub(super) fn check(what: &str, params: &Params<f64>, loss: &Loss<'_>) {
         const STEP: f64 = 1e-6;
         let (value, grads) = loss(params);
-        let gradient_arrays = [&grads.w_enc, &grads.w_dec, &grads.b_enc, &grads.b_dec];
-        for (nth, gradients) in gradient_arrays.into_iter().enumerate() {
+        for (nth, gradients) in grads.arrays().into_iter().enumerate() {
             for (i, &gradient) in gradients.iter().enumerate() {
                 let shifted = |by: f64| {
                     let mut params = params.clone();
-                    [&mut params.w_enc, &mut params.w_dec, &mut params.b_enc, &mut params.b_dec][nth][i] +=
-                        by;
+                    params.arrays_mut()[nth][i] += by;
                     loss(&params).0
                 };
                 let slope = (shifted(STEP) - shifted(-STEP)) / (2.0 * STEP);

@@ -6,7 +6,7 @@ use super::lists::TILE;
 use super::params::Params;
 use super::pool::Pool;
 use super::select::decoder_norms;
-use super::weights::{L1, Pull, WeightPass};
+use super::weights::{EntryLoss, L1, Pull, WeightPass};
 use super::workspace::{StepLosses, Workspace};
 
 /// Settings of one standard step.
@@ -71,16 +71,16 @@ pub fn standard_step(
         params,
         order: &ws.order,
         x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
-        pulls: &[Pull { lists: &ws.lists, g, l1: has_l1.then_some(l1) }],
+        pulls: &[Pull { lists: &ws.lists, g, decoded: true, loss: has_l1.then_some(EntryLoss::L1(l1)) }],
         bias_in_input: step.apply_b_dec_to_input,
     };
     let sums = pass.run(pool, &mut ws.weight_space, grads);
     ws.grad_squares = sums.squares;
 
     let sum = |nth: usize| ws.token_losses.iter().map(|losses| losses[nth]).sum::<f64>();
-    let norms = if plain_l1 { sums.l1 } else { sum(1) };
+    let norms = if plain_l1 { sums.sparsity } else { sum(1) };
     let (mse, sparsity) = (scale * sum(0), step.l1_coefficient * scale * norms);
-    StepLosses { overall: mse + sparsity, mse, sparsity, l0: scale * n_active as f64 }
+    StepLosses { overall: mse + sparsity, mse, sparsity, auxiliary: 0.0, l0: scale * n_active as f64 }
 }
 
 impl Workspace {
@@ -152,6 +152,7 @@ impl Workspace {
             limits: &self.limits,
             other_limits: &self.limits,
             first_other: usize::MAX,
+            latent_limits: None,
         };
         gather.run(pool, &self.gather_spares, 0..self.lists.tiles.len(), &mut self.lists);
     }

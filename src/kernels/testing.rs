@@ -61,6 +61,7 @@ impl Problem {
         grads.w_dec.fill(f32::NAN);
         grads.b_enc.fill(-3.0);
         grads.b_dec.fill(5.0);
+        grads.threshold = vec![9.0; self.params.threshold.len()];
         grads
     }
 
@@ -99,12 +100,13 @@ pub(crate) fn check_close(what: &str, found: &[f32], expected: &[f64]) {
     }
 }
 
-/// [`check_close`] for all four arrays.
+/// [`check_close`] for all arrays.
 pub(crate) fn check_params(what: &str, found: &Params, expected: &Params<f64>) {
     check_close(&format!("{what} w_enc"), &found.w_enc, &expected.w_enc);
     check_close(&format!("{what} w_dec"), &found.w_dec, &expected.w_dec);
     check_close(&format!("{what} b_enc"), &found.b_enc, &expected.b_enc);
     check_close(&format!("{what} b_dec"), &found.b_dec, &expected.b_dec);
+    check_close(&format!("{what} threshold"), &found.threshold, &expected.threshold);
 }
 
 /// Panics unless the two losses agree within [`TOLERANCE`].

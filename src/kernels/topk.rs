@@ -86,8 +86,8 @@ pub fn topk_step(
         pass.run(pool, &mut ws.decode_space, out);
     }
 
-    let pulls =
-        [Pull { lists: &ws.lists, g, l1: None }, Pull { lists: &ws.aux_lists, g: &ws.aux_g, l1: None }];
+    let main = Pull { lists: &ws.lists, g, decoded: true, loss: None };
+    let pulls = [main, Pull { lists: &ws.aux_lists, g: &ws.aux_g, ..main }];
     let pass = WeightPass {
         isa: ws.isa,
         params,
@@ -100,7 +100,7 @@ pub fn topk_step(
 
     let mse = scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>();
     let sparsity = weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
-    StepLosses { overall: mse + sparsity, mse, sparsity, l0: scale * n_active as f64 }
+    StepLosses { overall: mse + sparsity, mse, sparsity, auxiliary: 0.0, l0: scale * n_active as f64 }
 }
 
 impl Workspace {
@@ -154,6 +154,7 @@ impl Workspace {
                 limits: &self.selection.limits,
                 other_limits: &self.dead_limits,
                 first_other: n_alive,
+                latent_limits: None,
             };
             gather.run(pool, &self.gather_spares, round.clone(), &mut self.lists);
             self.rows.fill(&self.lists, &self.order, n_tokens, |tile| round.contains(&tile));

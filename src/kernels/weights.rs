@@ -15,6 +15,7 @@
 
 use super::dense::{DenseBatch, DenseGroup, GroupSpace, pack_columns};
 use super::isa::Isa;
+use super::jumps::Jumps;
 use super::lists::{Lists, TILE};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
@@ -41,8 +42,17 @@ pub(super) struct Pull<'a> {
     pub(super) lists: &'a Lists,
     /// Gradient by the reconstruction that these entries make, (B, D).
     pub(super) g: &'a [f32],
-    /// The L1 loss on these entries, if there is one.
-    pub(super) l1: Option<L1<'a>>,
+    /// Whether they do make it. Entries that are not active are pulled all the same, where the loss says so.
+    pub(super) decoded: bool,
+    /// The losses on these entries, if there are any.
+    pub(super) loss: Option<EntryLoss<'a>>,
+}
+
+/// Losses of activations, beside that of the reconstruction.
+#[derive(Clone, Copy)]
+pub(super) enum EntryLoss<'a> {
+    L1(L1<'a>),
+    Jumps(Jumps<'a>),
 }
 
 /// The loss `scale * sum_b |f_b * n|_p` with `n_i = |W_dec,i|`.
@@ -82,8 +92,9 @@ pub(super) struct WeightSpace {
 pub(super) struct Sums {
     /// Squares of the gradients.
     pub(super) squares: f64,
-    /// `sum_b sum_i f_bi n_i`, where there is an L1 loss with p = 1.
-    pub(super) l1: f64,
+    /// `sum_b sum_i f_bi n_i`, where there is an L1 loss with p = 1; see [`Jumps`] for its losses.
+    pub(super) sparsity: f64,
+    pub(super) pre_act: f64,
 }
 
 /// What a tile task needs; borrowed from [`Spares`].
@@ -125,6 +136,7 @@ impl WeightPass<'_> {
                 w_enc: Disjoint::new(&mut grads.w_enc),
                 w_dec: Disjoint::new(&mut grads.w_dec),
                 b_enc: Disjoint::new(&mut grads.b_enc),
+                threshold: Disjoint::new(&mut grads.threshold),
             };
             pool.run(n_tiles, &|index| {
                 // SAFETY: one tile per task.
@@ -141,7 +153,8 @@ impl WeightPass<'_> {
         let bias_squares = decoder_bias_gradient(pool, self.pulls[0].g, bias, &mut grads.b_dec);
         Sums {
             squares: tiles.iter().map(|tile| tile.squares).sum::<f64>() + bias_squares,
-            l1: tiles.iter().map(|tile| tile.l1).sum(),
+            sparsity: tiles.iter().map(|tile| tile.sparsity).sum(),
+            pre_act: tiles.iter().map(|tile| tile.pre_act).sum(),
         }
     }
 }
@@ -154,6 +167,8 @@ struct Out<'a> {
     w_enc: Disjoint<'a, f32>,
     w_dec: Disjoint<'a, f32>,
     b_enc: Disjoint<'a, f32>,
+    /// Empty where the SAE has none.
+    threshold: Disjoint<'a, f32>,
 }
 
 struct WeightTile<'a> {
@@ -175,6 +190,7 @@ struct Group {
     written: [bool; GROUP],
     /// Sums of the gradients of the pre-activations.
     totals: [f64; GROUP],
+    thresholds: [f64; GROUP],
 }
 
 impl Kernel for WeightTile<'_> {
@@ -192,6 +208,7 @@ impl Kernel for WeightTile<'_> {
                 w_dec: [std::ptr::null_mut(); GROUP],
                 written: [false; GROUP],
                 totals: [0.0; GROUP],
+                thresholds: [0.0; GROUP],
             };
             for (j, &latent) in members.iter().enumerate() {
                 // SAFETY: each latent stands once in the order, and each tile belongs to one task; the
@@ -205,6 +222,12 @@ impl Kernel for WeightTile<'_> {
                 self.pull::<S>(nth_pull, nth * GROUP, members, &mut group);
             }
             for (j, &latent) in members.iter().enumerate() {
+                if !params.threshold.is_empty() {
+                    // SAFETY: as above.
+                    let threshold = unsafe { self.out.threshold.at(latent as usize) };
+                    *threshold = group.thresholds[j] as f32;
+                    self.sums.squares += f64::from(*threshold) * f64::from(*threshold);
+                }
                 // SAFETY: as above.
                 let b_enc = unsafe { self.out.b_enc.at(latent as usize) };
                 if group.written[j] {
@@ -281,7 +304,7 @@ impl WeightTile<'_> {
 
         // With y = f * n: d|y|_p / dy_i = (y_i / |y|_p)^(p - 1), and n is in the graph.
         let mut decoder_share = [0.0_f32; GROUP];
-        if let Some(l1) = pull.l1 {
+        if let Some(loss) = pull.loss {
             for (j, &latent) in members.iter().enumerate() {
                 let range = entries.latent(first + j);
                 if range.is_empty() {
@@ -291,10 +314,24 @@ impl WeightTile<'_> {
                 let norm = unsafe { square_of_row::<S>(row_of(latent).as_ptr(), d_in) }.sqrt();
                 let values = &entries.value[range.clone()];
                 let d_pre = &mut d_pre[range.clone()];
+                let l1 = match loss {
+                    EntryLoss::L1(l1) => l1,
+                    EntryLoss::Jumps(jumps) => {
+                        let tokens = &entries.token[range];
+                        let slopes = jumps.latent(latent as usize, norm, tokens, values, d_pre);
+                        group.thresholds[j] += slopes.threshold;
+                        self.sums.sparsity += slopes.sparsity;
+                        self.sums.pre_act += slopes.pre_act;
+                        if norm > 0.0 {
+                            decoder_share[j] = (slopes.norm / f64::from(norm)) as f32;
+                        }
+                        continue;
+                    }
+                };
                 let active = if l1.p == 1.0 {
                     d_pre.iter_mut().for_each(|d| *d += l1.scale * norm);
                     let active: f64 = values.iter().map(|&value| f64::from(value)).sum();
-                    self.sums.l1 += active * f64::from(norm);
+                    self.sums.sparsity += active * f64::from(norm);
                     active
                 } else {
                     let tokens = &entries.token[range];
@@ -314,11 +351,25 @@ impl WeightTile<'_> {
             }
         }
 
+        if !pull.decoded {
+            let pulls_encoder = matches!(pull.loss, Some(EntryLoss::Jumps(jumps)) if jumps.pulls_encoder());
+            if !pulls_encoder {
+                return;
+            }
+            for j in (0..members.len()).filter(|&j| !entries.latent(first + j).is_empty()) {
+                if !group.written[j] {
+                    // SAFETY: the row has D values and belongs to this task.
+                    unsafe { std::slice::from_raw_parts_mut(group.w_dec[j], d_in) }.fill(0.0);
+                }
+            }
+        }
         if dense {
             // SAFETY: the rows of this group belong to this task.
             unsafe {
                 let columns = self.dense[nth].columns();
-                dense_group.sums::<S>(&entries.value, columns, &group.w_dec, &group.written);
+                if pull.decoded {
+                    dense_group.sums::<S>(&entries.value, columns, &group.w_dec, &group.written);
+                }
                 dense_group.sums::<S>(d_pre, self.x_columns, &group.w_enc, &group.written);
             }
         }
@@ -335,10 +386,12 @@ impl WeightTile<'_> {
                 if !dense {
                     let keep = group.written[j];
                     let (g, x_in) = (pull.g.as_ptr(), pass.x_in.as_ptr());
-                    sum_of_rows::<S>(group.w_dec[j], keep, g, d_in, tokens, values);
+                    if pull.decoded {
+                        sum_of_rows::<S>(group.w_dec[j], keep, g, d_in, tokens, values);
+                    }
                     sum_of_rows::<S>(group.w_enc[j], keep, x_in, d_in, tokens, d_pre);
                 }
-                if pull.l1.is_some() {
+                if pull.loss.is_some() {
                     add_scaled::<S>(group.w_dec[j], decoder_share[j], row_of(latent).as_ptr(), d_in);
                 }
             }

@@ -16,12 +16,15 @@ use super::weights::WeightSpace;
 /// Losses of one step, summed in double precision.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct StepLosses {
-    /// What the gradients are of: `mse + sparsity`.
+    /// What the gradients are of: `mse + sparsity + auxiliary`.
     pub overall: f64,
     /// Mean over tokens of the squared L2 error.
     pub mse: f64,
-    /// The L1 loss with its coefficient (standard) or the auxiliary loss with its coefficient (TopK).
+    /// The architecture's own loss with its coefficient: L1 (standard), L0 (JumpReLU), or the reconstruction
+    /// by dead latents (TopK).
     pub sparsity: f64,
+    /// A second one, where the architecture has it: on pre-activations of dead latents (JumpReLU).
+    pub auxiliary: f64,
     /// Mean number of active latents per token.
     pub l0: f64,
 }
@@ -56,6 +59,10 @@ pub struct Workspace {
     /// Limits of dead latents, which may be chosen by either selection.
     pub(super) dead_limits: Buffer,
     pub(super) norms: Buffer,
+    /// What a value must reach to be kept, per latent, where latents have limits of their own.
+    pub(super) latent_limits: Vec<f32>,
+    /// Slope of a loss of each token, where it has one.
+    pub(super) token_slopes: Vec<f32>,
     pub(super) rank_spares: Spares<Vec<u64>>,
     pub(super) gather_spares: Spares<GatherSpace>,
     pub(super) decode_space: DecodeSpace,
@@ -103,6 +110,8 @@ impl Workspace {
             aux_selection: Selection::default(),
             dead_limits: Buffer::default(),
             norms: Buffer::default(),
+            latent_limits: Vec::new(),
+            token_slopes: Vec::new(),
             rank_spares: Spares::default(),
             gather_spares: Spares::default(),
             decode_space: DecodeSpace::default(),

@@ -2,7 +2,9 @@
 //!
 //! Keys are written in sorted order and nothing in the file depends on when or where it was written.
 
-use crate::trial::{Architecture, NormalizeActivations, SaeConfig, SequenceSeparator, TrialConfig, TrialId};
+use crate::trial::{
+    Architecture, NormalizeActivations, SaeConfig, SequenceSeparator, SparsityLossMode, TrialConfig, TrialId,
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -127,6 +129,28 @@ fn details(cfg: &SaeConfig) -> Value {
             map.insert("aux_loss_coefficient", json!(aux_loss_coefficient));
             map.insert("use_sparse_activations", json!(false));
         }
+        Architecture::JumpRelu {
+            jumprelu_init_threshold,
+            jumprelu_bandwidth,
+            jumprelu_sparsity_loss_mode,
+            l0_coefficient,
+            l0_warm_up_steps,
+            pre_act_loss_coefficient,
+            jumprelu_tanh_scale,
+            jumprelu_ste_to_input,
+            target_l0,
+        } => {
+            let unless_zero = |value: f64| if value == 0.0 { Value::Null } else { json!(value) };
+            map.insert("jumprelu_bandwidth", json!(jumprelu_bandwidth));
+            map.insert("jumprelu_init_threshold", json!(jumprelu_init_threshold));
+            map.insert("jumprelu_sparsity_loss_mode", json!(jumprelu_sparsity_loss_mode));
+            map.insert("jumprelu_ste_to_input", json!(jumprelu_ste_to_input));
+            map.insert("jumprelu_tanh_scale", json!(jumprelu_tanh_scale));
+            map.insert("l0_coefficient", json!(l0_coefficient));
+            map.insert("l0_warm_up_steps", json!(l0_warm_up_steps));
+            map.insert("pre_act_loss_coefficient", unless_zero(pre_act_loss_coefficient));
+            map.insert("target_l0", unless_zero(target_l0));
+        }
     }
     json!(map)
 }
@@ -159,7 +183,22 @@ pub(super) fn read(text: &str) -> Result<(SaeConfig, usize), ConfigProblem> {
             aux_loss_coefficient: detail("aux_loss_coefficient"),
             rescale_acts_by_decoder_norm: flag(&top, "rescale_acts_by_decoder_norm", false)?,
         },
-        _ => return Err(wrong(&top, "architecture", "\"standard\" or \"topk\"")),
+        Some("jumprelu") => Architecture::JumpRelu {
+            jumprelu_init_threshold: detail("jumprelu_init_threshold"),
+            jumprelu_bandwidth: detail("jumprelu_bandwidth"),
+            jumprelu_sparsity_loss_mode: training
+                .and_then(|map| serde_json::from_value(map.get("jumprelu_sparsity_loss_mode")?.clone()).ok())
+                .unwrap_or(SparsityLossMode::Step),
+            l0_coefficient: detail("l0_coefficient"),
+            l0_warm_up_steps: detail("l0_warm_up_steps") as u64,
+            pre_act_loss_coefficient: detail("pre_act_loss_coefficient"),
+            jumprelu_tanh_scale: detail("jumprelu_tanh_scale"),
+            jumprelu_ste_to_input: training
+                .and_then(|map| map.get("jumprelu_ste_to_input")?.as_bool())
+                .unwrap_or(false),
+            target_l0: detail("target_l0"),
+        },
+        _ => return Err(wrong(&top, "architecture", "\"standard\", \"topk\" or \"jumprelu\"")),
     };
     let normalize_activations = match top.get("normalize_activations") {
         None => NormalizeActivations::None,

@@ -4,7 +4,10 @@
 //! The encoder lies there as (D, F); everything else is as in memory. Equal SAEs give equal bytes.
 
 use super::{config_json, folder, inference::Sae};
-use crate::kernels::Params;
+use crate::{
+    kernels::Params,
+    trial::{Architecture, SaeConfig},
+};
 use safetensors::{Dtype, SafeTensors, View, tensor::TensorView};
 use std::{
     borrow::Cow,
@@ -95,12 +98,15 @@ pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) ->
     let write = |folder: &Path| {
         let params = &sae.params;
         let w_enc = transposed(&params.w_enc, f, d);
-        let tensors = [
+        let mut tensors = vec![
             ("W_dec", F32View { shape: vec![f, d], data: &params.w_dec }),
             ("W_enc", F32View { shape: vec![d, f], data: &w_enc }),
             ("b_dec", F32View { shape: vec![d], data: &params.b_dec }),
             ("b_enc", F32View { shape: vec![f], data: &params.b_enc }),
         ];
+        if has_threshold(&sae.cfg) {
+            tensors.push(("threshold", F32View { shape: vec![f], data: &params.threshold }));
+        }
         write_tensors(&folder.join(WEIGHTS_FILE), tensors)?;
         if let Some(sparsity) = sparsity {
             let view = F32View { shape: vec![f], data: sparsity };
@@ -126,15 +132,25 @@ pub fn load(dir: &Path) -> Result<Sae, SaeError> {
     let (f, d) = (cfg.d_sae, d_in);
 
     let file = TensorFile::read(dir.join(WEIGHTS_FILE))?;
-    let tensors = file.tensors(&["W_dec", "W_enc", "b_dec", "b_enc"])?;
+    let mut expected = vec!["W_dec", "W_enc", "b_dec", "b_enc"];
+    let has_threshold = has_threshold(&cfg);
+    if has_threshold {
+        expected.push("threshold");
+    }
+    let tensors = file.tensors(&expected)?;
     let get = |name: &str, shape: &[usize]| file.floats(&tensors, name, shape);
     let params = Params {
         w_enc: transposed(&get("W_enc", &[d, f])?, d, f),
         w_dec: get("W_dec", &[f, d])?,
         b_enc: get("b_enc", &[f])?,
         b_dec: get("b_dec", &[d])?,
+        threshold: if has_threshold { get("threshold", &[f])? } else { Vec::new() },
     };
     Ok(Sae { cfg, d_in, params })
+}
+
+fn has_threshold(cfg: &SaeConfig) -> bool {
+    matches!(cfg.architecture, Architecture::JumpRelu { .. })
 }
 
 /// Reads the log10 firing frequencies of an SAE folder of `d_sae` latents, if it has them.

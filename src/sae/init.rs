@@ -1,11 +1,14 @@
 //! Initial weights, drawn from a seed of the configuration and nothing else.
 
-use crate::{kernels::Params, trial::SaeConfig};
+use crate::{
+    kernels::Params,
+    trial::{Architecture, SaeConfig},
+};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Decoder rows uniform in ±sqrt(6 / D) (Kaiming), each scaled to `decoder_init_norm` unless that is 0; the
-/// encoder starts as the decoder's transpose; both biases are 0.
+/// encoder starts as the decoder's transpose; both biases are 0. Thresholds start where the settings say.
 ///
 /// Uniform numbers are made here from raw random bits, so that a later version of the random-number
 /// library cannot change what a seed means.
@@ -26,13 +29,20 @@ pub fn init(cfg: &SaeConfig, d_in: usize, seed: u64) -> Params {
             row.iter_mut().for_each(|w| *w = (f64::from(*w) * factor) as f32);
         }
     }
-    Params { w_enc: w_dec.clone(), w_dec, b_enc: vec![0.0; cfg.d_sae], b_dec: vec![0.0; d_in] }
+    let threshold = match cfg.architecture {
+        Architecture::JumpRelu { jumprelu_init_threshold, .. } => {
+            vec![jumprelu_init_threshold as f32; cfg.d_sae]
+        }
+        Architecture::Standard { .. } | Architecture::TopK { .. } => Vec::new(),
+    };
+    let (b_enc, b_dec) = (vec![0.0; cfg.d_sae], vec![0.0; d_in]);
+    Params { w_enc: w_dec.clone(), w_dec, b_enc, b_dec, threshold }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trial::{Architecture, NormalizeActivations};
+    use crate::trial::NormalizeActivations;
 
     fn config(decoder_init_norm: f64) -> SaeConfig {
         SaeConfig {

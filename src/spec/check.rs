@@ -3,7 +3,12 @@
 //! [`View`] reads a trial's settings with `auto` worked out; [`contradictions`] lists what cannot be. What
 //! needs the language model or the data (a hook that exists, enough text) is checked by those who open them.
 
-use super::{axes::significant, keys, keys::Used, setting::Setting};
+use super::{
+    axes::significant,
+    keys,
+    keys::{MODE, Used},
+    setting::Setting,
+};
 use std::collections::BTreeMap;
 
 /// The settings of one trial, complete or not.
@@ -24,6 +29,8 @@ impl<'a> View<'a> {
                 Some(Setting::Float(significant(self.0.get("train.lr")?.as_float()? / 10.0, 15)))
             }
             "train.n_restart_cycles" if !self.uses(name) => Some(Setting::Int(1)),
+            "sae.jumprelu_tanh_scale" if !self.uses(name) => Some(Setting::Float(4.0)),
+            "sae.target_l0" if !self.uses(name) => Some(Setting::Float(0.0)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
             _ => Some(written.clone()),
         }
@@ -35,6 +42,7 @@ impl<'a> View<'a> {
             |setting: &str, words: &[&str]| self.text(setting).is_some_and(|word| words.contains(&word));
         match keys::find(name).map(|key| key.used) {
             Some(Used::Architectures(names)) => is_one_of("sae.architecture", names),
+            Some(Used::Modes(names)) => self.uses(MODE) && is_one_of(MODE, names),
             Some(Used::Schedulers(names)) => is_one_of("train.lr_scheduler_name", names),
             Some(Used::Always) | None => true,
         }
@@ -81,6 +89,8 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
         schedule_fits,
         restarts_fit,
         l1_warm_up_fits,
+        l0_warm_up_fits,
+        target_l0_fits,
         k_fits,
         normalisation_fits,
         cosine_end_allows_decay,
@@ -178,18 +188,39 @@ fn restarts_fit(view: View<'_>) -> Option<Contradiction> {
 }
 
 fn l1_warm_up_fits(view: View<'_>) -> Option<Contradiction> {
-    if !view.uses("sae.l1_warm_up_steps") {
+    sparsity_warm_up_fits(view, &["sae.l1_warm_up_steps", "train.tokens", "train.batch_size"])
+}
+
+fn l0_warm_up_fits(view: View<'_>) -> Option<Contradiction> {
+    sparsity_warm_up_fits(view, &["sae.l0_warm_up_steps", "train.tokens", "train.batch_size"])
+}
+
+fn sparsity_warm_up_fits(view: View<'_>, keys: &'static [&'static str; 3]) -> Option<Contradiction> {
+    let name = keys[0];
+    if !view.uses(name) {
         return None;
     }
-    let (warm_up, steps) = (view.int("sae.l1_warm_up_steps")?, view.steps()?);
+    let (warm_up, steps) = (view.int(name)?, view.steps()?);
     (warm_up > steps).then(|| Contradiction {
-        hint: Some(
-            "let it follow the length: [derive] sae.l1_warm_up_steps = \"train.steps // 20\"".to_owned(),
-        ),
+        hint: Some(format!("let it follow the length: [derive] {name} = \"train.steps // 20\"")),
         ..contradiction(
-            &["sae.l1_warm_up_steps", "train.tokens", "train.batch_size"],
-            format!("sae.l1_warm_up_steps = {warm_up}"),
+            keys,
+            format!("{name} = {warm_up}"),
             format!("at most the {steps} steps of the run (train.tokens / train.batch_size)"),
+        )
+    })
+}
+
+fn target_l0_fits(view: View<'_>) -> Option<Contradiction> {
+    if !view.uses("sae.target_l0") {
+        return None;
+    }
+    let (target, d_sae) = (view.float("sae.target_l0")?, view.int("sae.d_sae")?);
+    (target <= 0.0 || target > d_sae as f64).then(|| {
+        contradiction(
+            &["sae.target_l0", MODE, "sae.d_sae"],
+            format!("sae.target_l0 = {target} with sae.d_sae = {d_sae}"),
+            format!("for {MODE} = \"quadratic\", a target above 0 and at most d_sae"),
         )
     })
 }

@@ -6,7 +6,7 @@
 
 use super::{
     check::View,
-    keys::{find, trial_keys},
+    keys::{MODE, find, trial_keys},
     setting::Setting,
     suggest,
 };
@@ -114,6 +114,8 @@ impl Formula<'_> {
             "train.steps" | "train.schedule_steps" => vec!["train.tokens", "train.batch_size"],
             "train.lr_end" => vec!["train.lr_end", "train.lr", "train.lr_scheduler_name"],
             "train.n_restart_cycles" => vec!["train.n_restart_cycles", "train.lr_scheduler_name"],
+            "sae.jumprelu_tanh_scale" => vec!["sae.jumprelu_tanh_scale", MODE],
+            "sae.target_l0" => vec!["sae.target_l0", MODE],
             "store.tokens" => vec!["store.tokens", "train.tokens"],
             other => vec![other],
         })

@@ -5,13 +5,14 @@ use super::{
     error::{Fault, Place, Problem},
     expand::{Considered, Expander, Origin, Parts},
     identity::flat,
-    keys::{Used, find, listed, trial_keys},
+    keys::{MODE, Used, find, listed, trial_keys},
     plan::PlannedTrial,
     sections::Fixed,
     setting::Setting,
     strategy::{max_trials, too_many},
     variation::Variation,
 };
+use crate::trial::{Architecture, SparsityLossMode};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Judges the combinations as a whole.
@@ -60,6 +61,7 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
         let (decider, users) = match key.used {
             Used::Always => continue,
             Used::Architectures(names) => ("sae.architecture", names),
+            Used::Modes(names) => (MODE, names),
             Used::Schedulers(names) => ("train.lr_scheduler_name", names),
         };
         if !decider_is_known(decider) {
@@ -131,6 +133,7 @@ fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<S
         } else if let Some(foreign) = differing.iter().find(|name| !view.uses(name)) {
             let decider = match find(foreign).map(|key| key.used) {
                 Some(Used::Schedulers(_)) => "train.lr_scheduler_name",
+                Some(Used::Modes(_)) if view.uses(MODE) => MODE,
                 _ => "sae.architecture",
             };
             let word = b.settings.get(decider).map(Setting::to_toml).unwrap_or_default();
@@ -177,6 +180,28 @@ pub(crate) fn exclude_notes(expander: &Expander<'_>, variation: &Variation<'_>) 
             let what = if *n == 1 { "combination" } else { "combinations" };
             format!("excluded {n} {what} by {:?}{why}", exclude.formula.text)
         })
+        .collect()
+}
+
+/// Tells of settings that are allowed and unlikely to do what they say.
+pub(crate) fn doubt_notes(trials: &[PlannedTrial]) -> Vec<String> {
+    let saturated = trials.iter().filter(|trial| match trial.config.sae.architecture {
+        Architecture::JumpRelu { jumprelu_sparsity_loss_mode: mode, l0_coefficient, .. } => {
+            mode != SparsityLossMode::Quadratic && l0_coefficient > 1.0
+        }
+        Architecture::Standard { .. } | Architecture::TopK { .. } => false,
+    });
+    let n = saturated.count();
+    let what = if n == 1 { "1 trial has" } else { &format!("{n} trials have") };
+    (n > 0)
+        .then(|| {
+            format!(
+                "{what} sae.l0_coefficient above 1, where it hardly changes the sparsity any more: the penalty then \
+                 outweighs the error everywhere, and gradients are clipped to one norm anyway; values from 1e-4 to \
+                 1e-1 cover the range, or mode quadratic with sae.target_l0"
+            )
+        })
+        .into_iter()
         .collect()
 }
 

@@ -6,7 +6,7 @@
 use Kind::{Bool, Folder, Text, Word, Words};
 use Presence::{Auto, Default, Optional, Required};
 use Scope::{Sweep, Trial};
-use Used::{Always, Architectures, Schedulers};
+use Used::{Always, Architectures, Modes, Schedulers};
 
 /// What may be written as a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -97,6 +97,8 @@ pub(crate) enum Used {
     Always,
     /// Those of these architectures.
     Architectures(&'static [&'static str]),
+    /// JumpReLUs with these sparsity losses.
+    Modes(&'static [&'static str]),
     /// Those with these learning rate schedules.
     Schedulers(&'static [&'static str]),
 }
@@ -140,11 +142,15 @@ pub(crate) const SECTIONS: &[&str] =
 /// Parts of a sweep file that say what varies.
 pub(crate) const VARIATION: &[&str] = &["axes", "zip", "exclude", "derive", "trial"];
 
+/// The setting that [`Used::Modes`] goes by.
+pub(crate) const MODE: &str = "sae.jumprelu_sparsity_loss_mode";
+
 /// Strategies there are.
 pub(crate) const STRATEGIES: &[&str] = &["grid", "random", "list"];
 
 const STANDARD: Used = Architectures(&["standard"]);
 const TOPK: Used = Architectures(&["topk"]);
+const JUMPRELU: Used = Architectures(&["jumprelu"]);
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
 
 const fn int(min: i64) -> Kind {
@@ -200,7 +206,7 @@ pub(crate) const KEYS: &[Key] = &[
     key(Trial, "store.dtype", Word(&["float32", "float16", "bfloat16"]), Default),
     key(Trial, "store.shuffle_buffer_rows", int(1), Default),
     key(Trial, "store.shuffle_seed", int(0), Default),
-    key(Trial, "sae.architecture", Word(&["standard", "topk"]), Default),
+    key(Trial, "sae.architecture", Word(&["standard", "topk", "jumprelu"]), Default),
     key(Trial, "sae.d_sae", Kind::Int { min: 1, max: MAX_SIZE }, Required),
     key(Trial, "sae.apply_b_dec_to_input", Bool, Default),
     key(
@@ -222,6 +228,15 @@ pub(crate) const KEYS: &[Key] = &[
     used("sae.k", TOPK, Kind::Int { min: 1, max: MAX_SIZE }, Default),
     used("sae.aux_loss_coefficient", TOPK, at_least(0.0), Default),
     used("sae.rescale_acts_by_decoder_norm", TOPK, Bool, Default),
+    used("sae.jumprelu_init_threshold", JUMPRELU, at_least(0.0), Default),
+    used("sae.jumprelu_bandwidth", JUMPRELU, above(0.0), Default),
+    used("sae.jumprelu_sparsity_loss_mode", JUMPRELU, Word(&["step", "tanh", "quadratic"]), Default),
+    used("sae.l0_coefficient", JUMPRELU, at_least(0.0), Default),
+    used("sae.l0_warm_up_steps", JUMPRELU, int(0), Default),
+    used("sae.pre_act_loss_coefficient", JUMPRELU, at_least(0.0), Default),
+    used("sae.jumprelu_tanh_scale", Modes(&["tanh"]), above(0.0), Default),
+    used("sae.jumprelu_ste_to_input", JUMPRELU, Bool, Default),
+    used("sae.target_l0", Modes(&["quadratic"]), at_least(0.0), Default),
     key(Trial, "train.tokens", int(1), Required),
     key(Trial, "train.batch_size", Kind::Int { min: 1, max: MAX_SIZE }, Default),
     key(Trial, "train.lr", above(0.0), Default),

@@ -6,7 +6,7 @@ use super::{
     expand::{Expander, Parts, require_trial_settings},
     expressions::environment,
     identity::flat,
-    judge::{exclude_notes, judge, store_note},
+    judge::{doubt_notes, exclude_notes, judge, store_note},
     layers::read_layers,
     resolved::resolved,
     sections::{Fixed, read_sections, require_sweep_settings},
@@ -88,6 +88,7 @@ pub fn load(source: &SpecSource) -> Result<Plan, SpecErrors> {
     let trials = with_varied(trials, &varied_keys);
     notes.extend(exclude_notes(&expander, &variation));
     notes.extend(store_note(&trials));
+    notes.extend(doubt_notes(&trials));
     let sweep = SweepSection {
         name: text(&fixed, "sweep.name"),
         strategy,

@@ -4,7 +4,7 @@ use super::{
     error::Place,
     expand::Parts,
     identity::flat,
-    keys::{KEYS, SECTIONS, Scope, Used, trial_keys},
+    keys::{KEYS, MODE, SECTIONS, Scope, Used, trial_keys},
     layers::Layers,
     plan::{Plan, PlannedTrial},
     sections::Fixed,
@@ -106,10 +106,12 @@ fn is_replaced_always(variation: &Variation<'_>, key: &str) -> bool {
 fn used_keys(config: &TrialConfig) -> Vec<&'static str> {
     let flat = flat(config);
     let scheduler = flat.get("train.lr_scheduler_name").and_then(serde_json::Value::as_str);
+    let mode = flat.get(MODE).and_then(serde_json::Value::as_str);
     trial_keys()
         .filter(|key| flat.contains_key(key.name))
         .filter(|key| match key.used {
             Used::Schedulers(names) => scheduler.is_some_and(|scheduler| names.contains(&scheduler)),
+            Used::Modes(names) => mode.is_some_and(|mode| names.contains(&mode)),
             Used::Always | Used::Architectures(_) => true,
         })
         .map(|key| key.name)

@@ -91,7 +91,7 @@ fn table_defaults_and_structs_name_the_same_settings() {
         assert!(DEFAULTS_TOML.contains(&format!("\n# {last} = ")), "{} is documented", key.name);
     }
     let mut in_structs: BTreeSet<String> = BTreeSet::new();
-    for architecture in ["standard", "topk"] {
+    for architecture in ["standard", "topk", "jumprelu"] {
         let plan = with_overrides("", &[&format!("sae.architecture={architecture}")]).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
@@ -118,8 +118,16 @@ fn words_of_the_table_are_those_of_the_structs() {
     for key in trial_keys() {
         let super::keys::Kind::Word(words) = key.kind else { continue };
         for word in words {
-            // A restart schedule and the like bring no further required settings.
-            let plan = with_overrides("", &[&format!("{}={word}", key.name)]).unwrap();
+            // Only a target brings a further required setting.
+            let mut overrides = vec![format!("{}={word}", key.name)];
+            if let super::keys::Used::Architectures(names) = key.used {
+                overrides.push(format!("sae.architecture={}", names[0]));
+            }
+            if *word == "quadratic" {
+                overrides.push("sae.target_l0=9".to_owned());
+            }
+            let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
+            let plan = with_overrides("", &overrides).unwrap_or_else(|errors| panic!("{errors}"));
             assert_eq!(flat(&plan.trials[0].config)[key.name], json!(word));
         }
     }
@@ -285,6 +293,51 @@ fn a_setting_that_a_trial_does_not_use_is_not_in_it() {
 }
 
 #[test]
+fn settings_of_a_sparsity_loss_count_only_with_it() {
+    let jumprelu = |overrides: &[&str]| {
+        let overrides = [&["sae.architecture=jumprelu", "sae.l0_coefficient=0.1"], overrides].concat();
+        with_overrides("", &overrides).unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    let mode =
+        |mode: &str, more: &str| ids(&jumprelu(&[&format!("sae.jumprelu_sparsity_loss_mode={mode}"), more]));
+    assert_ne!(mode("tanh", "sae.jumprelu_tanh_scale=4.0"), mode("tanh", "sae.jumprelu_tanh_scale=3.0"));
+    assert_ne!(mode("quadratic", "sae.target_l0=20"), mode("quadratic", "sae.target_l0=30"));
+
+    // A target that only one of two modes reads leaves the other's trial what it is without.
+    let modes = "[axes]\nsae.jumprelu_sparsity_loss_mode = [\"step\", \"quadratic\"]\n";
+    let both = with_overrides(
+        modes,
+        &[
+            "sae.architecture=jumprelu",
+            "sae.l0_coefficient=0.1",
+            "sae.target_l0=20",
+            "sae.jumprelu_tanh_scale=4",
+        ],
+    );
+    assert!(both.unwrap_err().to_string().contains("sae.jumprelu_tanh_scale"), "no trial uses it");
+    let both =
+        with_overrides(modes, &["sae.architecture=jumprelu", "sae.l0_coefficient=0.1", "sae.target_l0=20"]);
+    let both = both.unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(ids(&both), [ids(&jumprelu(&[])), mode("quadratic", "sae.target_l0=20")].concat());
+    assert_eq!(values(&both, "sae.target_l0"), [json!(0.0), json!(20.0)]);
+}
+
+#[test]
+fn an_l0_coefficient_where_nothing_changes_is_told() {
+    let notes = |mode: &str, coefficient: &str| {
+        let (mode, coefficient) =
+            (format!("sae.jumprelu_sparsity_loss_mode={mode}"), format!("sae.l0_coefficient={coefficient}"));
+        with_overrides("", &["sae.architecture=jumprelu", &mode, &coefficient, "sae.target_l0=9"])
+            .or_else(|_| with_overrides("", &["sae.architecture=jumprelu", &mode, &coefficient]))
+            .unwrap()
+            .notes
+    };
+    assert!(notes("step", "5.0")[0].starts_with("1 trial has sae.l0_coefficient above 1"));
+    assert_eq!(notes("step", "1.0"), Vec::<String>::new());
+    assert_eq!(notes("quadratic", "5.0"), Vec::<String>::new());
+}
+
+#[test]
 fn numbers_are_one_value_however_written() {
     let mut all = BTreeSet::new();
     for tokens in ["3e6", "3000000.0", "3_000_000", "3000000", "0x2DC6C0", "+3.0E6"] {
@@ -304,16 +357,20 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
             format!("sae.architecture={architecture}"),
             "train.lr_scheduler_name=cosineannealingwarmrestarts".to_owned(),
         ];
+        if architecture == "jumprelu" {
+            all.push("sae.jumprelu_sparsity_loss_mode=tanh".to_owned());
+        }
         all.extend(overrides.iter().cloned());
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         ids(&with_overrides("", &all).unwrap_or_else(|errors| panic!("{errors}")))
     };
-    for architecture in ["standard", "topk"] {
+    for architecture in ["standard", "topk", "jumprelu"] {
         let unchanged = base(architecture, &[]);
         let mut seen = BTreeMap::from([(unchanged[0].clone(), "nothing")]);
         for key in KEYS {
             let value = match (key.name, key.kind) {
                 ("sae.architecture", _) => continue,
+                ("sae.jumprelu_sparsity_loss_mode", _) => "step".to_owned(),
                 ("sweep.trials", _) => continue,
                 ("sae.normalize_activations", _) => "covariance_whitening".to_owned(),
                 ("train.lr_scheduler_name", _) => "cosineannealing".to_owned(),
@@ -329,7 +386,10 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                     "5000",
                     match key.name {
                         "sae.k" | "train.n_restart_cycles" | "run.retries" => "7",
-                        "train.lr_warm_up_steps" | "train.lr_decay_steps" | "sae.l1_warm_up_steps" => "9",
+                        "train.lr_warm_up_steps"
+                        | "train.lr_decay_steps"
+                        | "sae.l1_warm_up_steps"
+                        | "sae.l0_warm_up_steps" => "9",
                         "devices.cpu_slots" | "devices.threads_per_trial" => "3",
                         _ => "5000",
                     },
@@ -341,6 +401,7 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
             };
             let is_foreign = match key.used {
                 super::keys::Used::Architectures(names) => !names.contains(&architecture),
+                super::keys::Used::Modes(names) => architecture != "jumprelu" || !names.contains(&"tanh"),
                 _ => false,
             };
             if is_foreign {

@@ -24,7 +24,7 @@ use std::{
 pub const CHECKPOINT_FOLDER: &str = "checkpoint";
 
 /// Version of the format; raise it when a field or tensor changes its meaning.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const HEADER_FILE: &str = "checkpoint.json";
 const STATE_FILE: &str = "state.safetensors";
@@ -37,8 +37,8 @@ struct Header {
     store_key: String,
     step: u64,
     tokens_in_window: u64,
-    /// Losses of the last step: overall, mse, sparsity, l0.
-    losses: [f64; 4],
+    /// Losses of the last step: overall, mse, sparsity, auxiliary, l0.
+    losses: [f64; 5],
     /// Bytes of `metrics.jsonl` up to this step.
     metrics_bytes: u64,
     /// BLAKE3 of `state.safetensors`.
@@ -100,7 +100,7 @@ pub(super) fn save(
             store_key: job.store_key.clone(),
             step: trainer.steps,
             tokens_in_window: trainer.firing.tokens_in_window,
-            losses: [losses.overall, losses.mse, losses.sparsity, losses.l0],
+            losses: [losses.overall, losses.mse, losses.sparsity, losses.auxiliary, losses.l0],
             metrics_bytes,
             state_blake3: hash(&state)?,
         };
@@ -177,26 +177,24 @@ fn read(folder: &Path, job: &TrialJob, trainer: &mut Trainer, metrics_bytes: u64
         bytemuck::cast_slice_mut(counts).copy_from_slice(state.tensor(name)?.data());
     }
     firing.tokens_in_window = header.tokens_in_window;
-    let [overall, mse, sparsity, l0] = header.losses;
+    let [overall, mse, sparsity, auxiliary, l0] = header.losses;
     trainer.steps = header.step;
-    trainer.losses = StepLosses { overall, mse, sparsity, l0 };
+    trainer.losses = StepLosses { overall, mse, sparsity, auxiliary, l0 };
     Ok(header.metrics_bytes)
 }
 
 const STEPS_SINCE_FIRED: &str = "firing.steps_since_fired";
 const FIRED_IN_WINDOW: &str = "firing.fired_in_window";
 
-fn fields(params: &Params) -> [(&'static str, &[f32]); 4] {
-    [("w_enc", &params.w_enc), ("w_dec", &params.w_dec), ("b_enc", &params.b_enc), ("b_dec", &params.b_dec)]
+/// The arrays that a checkpoint holds: those that the SAE has.
+fn fields(params: &Params) -> impl Iterator<Item = (&'static str, &[f32])> {
+    let named = <Params>::NAMES.into_iter().zip(params.arrays());
+    named.filter(|(_, values)| !values.is_empty())
 }
 
-fn fields_mut(params: &mut Params) -> [(&'static str, &mut [f32]); 4] {
-    [
-        ("w_enc", &mut params.w_enc),
-        ("w_dec", &mut params.w_dec),
-        ("b_enc", &mut params.b_enc),
-        ("b_dec", &mut params.b_dec),
-    ]
+fn fields_mut(params: &mut Params) -> impl Iterator<Item = (&'static str, &mut [f32])> {
+    let named = <Params>::NAMES.into_iter().zip(params.arrays_mut());
+    named.filter(|(_, values)| !values.is_empty())
 }
 
 /// A flat tensor to be written.

@@ -23,8 +23,8 @@ pub struct LogLine {
     pub overall_loss: f64,
     /// Mean over tokens of ||x - x_hat||².
     pub mse_loss: f64,
-    /// Name and value of the architecture's own loss, the coefficient included.
-    pub other_loss: (&'static str, f64),
+    /// Names and values of the architecture's own losses, coefficients included.
+    pub own_losses: Vec<(&'static str, f64)>,
     /// How well the batch is reconstructed.
     pub explained: ExplainedVariance,
     /// Mean active latents per token.
@@ -37,17 +37,16 @@ pub struct LogLine {
     pub learning_rate: f64,
     /// Tokens trained on.
     pub n_training_samples: u64,
-    /// L1 coefficient of the step to come, where the architecture has one.
-    pub l1_coefficient: Option<f64>,
+    /// Name and value of the sparsity loss' coefficient in the step to come, where the architecture has one.
+    pub coefficient: Option<(&'static str, f64)>,
 }
 
 impl LogLine {
     /// Names and values in the order of the file. What is not finite is left out.
     pub fn values(&self) -> Vec<(&'static str, f64)> {
-        let mut values = vec![
-            ("losses/overall_loss", self.overall_loss),
-            ("losses/mse_loss", self.mse_loss),
-            self.other_loss,
+        let mut values = vec![("losses/overall_loss", self.overall_loss), ("losses/mse_loss", self.mse_loss)];
+        values.extend(&self.own_losses);
+        values.extend([
             ("metrics/explained_variance", self.explained.pooled),
             ("metrics/explained_variance_legacy", self.explained.legacy),
             ("metrics/explained_variance_legacy_std", self.explained.legacy_std),
@@ -56,8 +55,8 @@ impl LogLine {
             ("sparsity/dead_features", self.dead_features as f64),
             ("details/current_learning_rate", self.learning_rate),
             ("details/n_training_samples", self.n_training_samples as f64),
-        ];
-        values.extend(self.l1_coefficient.map(|value| ("details/l1_coefficient", value)));
+        ]);
+        values.extend(self.coefficient);
         values.retain(|(_, value)| value.is_finite());
         values
     }
@@ -173,14 +172,14 @@ mod tests {
             step: 30,
             overall_loss: 1.5,
             mse_loss: 1.25,
-            other_loss: ("losses/l1_loss", 0.25),
+            own_losses: vec![("losses/l1_loss", 0.25)],
             explained: ExplainedVariance { pooled: 0.5, legacy: 0.25, legacy_std: f64::NAN },
             l0: 3.0,
             mean_passes_since_fired: 0.0,
             dead_features: 2,
             learning_rate: 1e-4,
             n_training_samples: 960,
-            l1_coefficient: Some(5.0),
+            coefficient: Some(("details/l1_coefficient", 5.0)),
         };
         assert_eq!(
             line.to_json(),

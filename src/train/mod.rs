@@ -17,5 +17,5 @@ pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
 pub use run::{Hooks, TrainError, TrainOutcome, train};
-pub use schedules::{l1_coefficient, learning_rate};
+pub use schedules::{learning_rate, sparsity_coefficient};
 pub use trainer::{StepReport, Trained, Trainer};

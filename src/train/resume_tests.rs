@@ -57,6 +57,17 @@ fn batch(step: u64, out: &mut [f32]) {
     }
 }
 
+fn jumprelu_sae() -> SaeConfig {
+    serde_json::from_value(json!({
+        "architecture": "jumprelu", "d_sae": 10, "apply_b_dec_to_input": true,
+        "normalize_activations": "none", "decoder_init_norm": 0.1, "jumprelu_init_threshold": 0.1,
+        "jumprelu_bandwidth": 0.5, "jumprelu_sparsity_loss_mode": "step", "l0_coefficient": 0.1,
+        "l0_warm_up_steps": 5, "pre_act_loss_coefficient": 0.01, "jumprelu_tanh_scale": 4.0,
+        "jumprelu_ste_to_input": true, "target_l0": 0.0
+    }))
+    .unwrap()
+}
+
 fn topk_sae() -> SaeConfig {
     serde_json::from_value(json!({
         "architecture": "topk", "d_sae": 10, "apply_b_dec_to_input": false, "normalize_activations": "none",
@@ -141,11 +152,9 @@ fn undisturbed(job: &TrialJob) -> (Trained, Vec<u8>) {
 
 #[test]
 fn a_killed_run_continues_to_the_same_bits() {
-    for is_topk in [false, true] {
+    for sae in [job().config.sae, topk_sae(), jumprelu_sae()] {
         let mut job = job();
-        if is_topk {
-            job.config.sae = topk_sae();
-        }
+        job.config.sae = sae;
         let whole = undisturbed(&job);
         for at in 1..STEPS {
             let temp = tempfile::tempdir().unwrap();
@@ -259,7 +268,7 @@ fn what_cannot_be_continued_is_started_over() {
         fs::write(path, bytes).unwrap();
     };
     let damages: [&dyn Fn(&Path); 9] = [
-        &|folder| edit_header(folder, "\"version\": 1", "\"version\": 99"),
+        &|folder| edit_header(folder, "\"version\": 2", "\"version\": 99"),
         &|folder| edit_header(folder, "0123456789ab\"", "ffffffffffff\""),
         &|folder| edit_header(folder, "0123456789abcdef", "ffffffffffffffff"),
         &|folder| edit_header(folder, "{", "["),

@@ -9,7 +9,7 @@ use crate::{
     kernels::Pool,
     sae::{self, Normalizer},
     store::{BatchOrder, Store, StoreError},
-    trial::{Architecture, NormalizeActivations, TrialConfig, TrialJob},
+    trial::{Architecture, NormalizeActivations, SparsityLossMode, TrialConfig, TrialJob},
 };
 use std::{
     fs, io,
@@ -112,8 +112,17 @@ pub fn train(
 
 /// Settings that no step could honour.
 fn check(config: &TrialConfig) -> Result<(), TrainError> {
-    let Architecture::TopK { k, aux_loss_coefficient, .. } = config.sae.architecture else {
-        return Ok(());
+    let (k, aux_loss_coefficient) = match config.sae.architecture {
+        Architecture::Standard { .. } => return Ok(()),
+        Architecture::JumpRelu { jumprelu_sparsity_loss_mode: mode, target_l0, .. } => {
+            if mode == SparsityLossMode::Quadratic && target_l0 <= 0.0 {
+                return Err(TrainError::Setting(format!(
+                    "sae.target_l0 is {target_l0}, expected a number above 0"
+                )));
+            }
+            return Ok(());
+        }
+        Architecture::TopK { k, aux_loss_coefficient, .. } => (k, aux_loss_coefficient),
     };
     if k == 0 || k > config.sae.d_sae {
         return Err(TrainError::Setting(format!(

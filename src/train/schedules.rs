@@ -1,4 +1,4 @@
-//! The learning rate and the L1 coefficient as functions of the step, equal to SAELens' schedulers.
+//! The learning rate and the coefficient of the sparsity loss as functions of the step, equal to SAELens' schedulers.
 //!
 //! Steps are counted from 0. Schedules are laid out over `floor(tokens / batch)` steps; when the tokens do
 //! not divide, the run has one step more, which the formulas cover too.
@@ -39,8 +39,8 @@ pub fn learning_rate(cfg: &TrainConfig, t: u64) -> f64 {
     }
 }
 
-/// L1 coefficient of step `t`: 0 in the first step of a warm-up, `last` from step `warm_up_steps` on.
-pub fn l1_coefficient(last: f64, warm_up_steps: u64, t: u64) -> f64 {
+/// Coefficient of the sparsity loss of step `t`: 0 in the first step of a warm-up, `last` from step `warm_up_steps` on.
+pub fn sparsity_coefficient(last: f64, warm_up_steps: u64, t: u64) -> f64 {
     if t < warm_up_steps { last * (t as f64 / warm_up_steps as f64) } else { last }
 }
 
@@ -80,9 +80,9 @@ mod tests {
 
     #[test]
     fn the_first_step_of_a_warm_up_has_no_l1() {
-        let l1: Vec<f64> = (0..5).map(|t| l1_coefficient(6.0, 3, t)).collect();
+        let l1: Vec<f64> = (0..5).map(|t| sparsity_coefficient(6.0, 3, t)).collect();
         assert_eq!(l1, [0.0, 2.0, 4.0, 6.0, 6.0]);
-        assert_eq!(l1_coefficient(6.0, 0, 0), 6.0);
+        assert_eq!(sparsity_coefficient(6.0, 0, 0), 6.0);
     }
 
     proptest! {

@@ -6,12 +6,15 @@
 use super::{
     firing::Firing,
     metrics::{ExplainedVariance, LogLine},
-    schedules::{l1_coefficient, learning_rate},
+    schedules::{learning_rate, sparsity_coefficient},
 };
 use crate::{
-    kernels::{self, AdamStep, Params, Pool, Shape, StandardStep, StepLosses, TopKStep, Workspace},
+    kernels::{
+        self, AdamStep, JumpReluStep, Params, Pool, Shape, SparsityMode, StandardStep, StepLosses, TopKStep,
+        Workspace,
+    },
     sae::{self, Normalizer, RowScales, Sae},
-    trial::{Architecture, NormalizeActivations, SaeConfig, TrainConfig},
+    trial::{Architecture, NormalizeActivations, SaeConfig, SparsityLossMode, TrainConfig},
 };
 
 /// All gradients together are clipped to this norm, as in SAELens, where it is no setting either.
@@ -102,10 +105,10 @@ impl Trainer {
             train: train.clone(),
             d_in,
             normalizer,
+            m: params.zeros_like(),
+            v: params.zeros_like(),
+            grads: params.zeros_like(),
             params,
-            m: Params::zeros(d_in, sae.d_sae),
-            v: Params::zeros(d_in, sae.d_sae),
-            grads: Params::zeros(d_in, sae.d_sae),
             firing: Firing::new(sae.d_sae),
             steps: 0,
             losses: StepLosses::default(),
@@ -148,12 +151,17 @@ impl Trainer {
         report
     }
 
+    /// Gradients of the last step, before they were clipped.
+    pub fn last_gradients(&self) -> &Params {
+        &self.grads
+    }
+
     /// Losses of the scaled batch; their gradients go to `self.grads`.
     fn gradients(&mut self, pool: &Pool) -> StepLosses {
         let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
         match self.sae.architecture {
             Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } => {
-                let l1_coefficient = l1_coefficient(last, l1_warm_up_steps, self.steps);
+                let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, self.steps);
                 let step = StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input };
                 kernels::standard_step(pool, &mut self.ws, &self.params, &step, &self.scaled, &mut self.grads)
             }
@@ -171,6 +179,35 @@ impl Trainer {
                     &mut self.grads,
                 )
             }
+            Architecture::JumpRelu {
+                jumprelu_bandwidth: bandwidth,
+                jumprelu_sparsity_loss_mode,
+                l0_coefficient: last,
+                l0_warm_up_steps,
+                pre_act_loss_coefficient,
+                jumprelu_tanh_scale: scale,
+                jumprelu_ste_to_input: ste_to_input,
+                target_l0,
+                ..
+            } => {
+                // Below 0 a threshold would let negative pre-activations through.
+                self.params.threshold.iter_mut().filter(|theta| **theta < 0.0).for_each(|theta| *theta = 0.0);
+                let step = JumpReluStep {
+                    mode: match jumprelu_sparsity_loss_mode {
+                        SparsityLossMode::Step => SparsityMode::Step,
+                        SparsityLossMode::Tanh => SparsityMode::Tanh { scale },
+                        SparsityLossMode::Quadratic => SparsityMode::Quadratic { target_l0 },
+                    },
+                    l0_coefficient: sparsity_coefficient(last, l0_warm_up_steps, self.steps),
+                    bandwidth,
+                    pre_act_loss_coefficient,
+                    ste_to_input,
+                    apply_b_dec_to_input,
+                };
+                let dead = self.firing.dead(self.train.dead_feature_window);
+                let Self { ws, params, scaled, grads, .. } = self;
+                kernels::jumprelu_step(pool, ws, params, &step, &dead, scaled, grads)
+            }
         }
     }
 
@@ -184,24 +221,39 @@ impl Trainer {
         } else {
             ExplainedVariance::of(&self.scaled, self.ws.reconstruction(), self.d_in)
         };
-        let (other_loss, l1_coefficient) = match self.sae.architecture {
-            Architecture::Standard { l1_coefficient: last, l1_warm_up_steps, .. } => {
-                ("losses/l1_loss", Some(l1_coefficient(last, l1_warm_up_steps, self.steps)))
+        let StepLosses { sparsity, auxiliary, .. } = self.losses;
+        let coefficient = |last, warm_up_steps| sparsity_coefficient(last, warm_up_steps, self.steps);
+        let (own_losses, coefficient) = match self.sae.architecture {
+            Architecture::Standard { l1_coefficient: last, l1_warm_up_steps, .. } => (
+                vec![("losses/l1_loss", sparsity)],
+                Some(("details/l1_coefficient", coefficient(last, l1_warm_up_steps))),
+            ),
+            Architecture::TopK { .. } => (vec![("losses/auxiliary_reconstruction_loss", sparsity)], None),
+            Architecture::JumpRelu {
+                l0_coefficient: last,
+                l0_warm_up_steps,
+                pre_act_loss_coefficient,
+                ..
+            } => {
+                let mut losses = vec![("losses/l0_loss", sparsity)];
+                if pre_act_loss_coefficient != 0.0 {
+                    losses.push(("losses/pre_act_loss", auxiliary));
+                }
+                (losses, Some(("details/l0_coefficient", coefficient(last, l0_warm_up_steps))))
             }
-            Architecture::TopK { .. } => ("losses/auxiliary_reconstruction_loss", None),
         };
         LogLine {
             step: self.steps,
             overall_loss: self.losses.overall,
             mse_loss: self.losses.mse,
-            other_loss: (other_loss, self.losses.sparsity),
+            own_losses,
             explained,
             l0: self.losses.l0,
             mean_passes_since_fired: self.firing.mean_steps_since_fired(),
             dead_features: self.firing.n_dead(self.train.dead_feature_window),
             learning_rate: learning_rate(&self.train, self.steps),
             n_training_samples: self.steps * self.train.batch_size as u64,
-            l1_coefficient,
+            coefficient,
         }
     }
 

@@ -40,6 +40,7 @@ fn main() {
         w_dec: floats(&file, "w_dec").1,
         b_enc: floats(&file, "b_enc").1,
         b_dec: floats(&file, "b_dec").1,
+        ..Params::default()
     };
     let d_sae = params.b_enc.len();
     let zeros = || Params {
@@ -47,6 +48,7 @@ fn main() {
         w_dec: vec![0.0; d_sae * d_in],
         b_enc: vec![0.0; d_sae],
         b_dec: vec![0.0; d_in],
+        ..Params::default()
     };
     let (mut grads, mut m, mut v) = (zeros(), zeros(), zeros());
     let pool = Pool::new(threads);

@@ -9,7 +9,7 @@ use saesweep::{
         self, CONFIG_FILE, Normalizer, SPARSITY_FILE, Sae, SaveInfo, WEIGHTS_FILE, load, load_sparsity, save,
     },
     train::Trainer,
-    trial::{Architecture, NormalizeActivations, SaeConfig, TrialConfig, TrialId},
+    trial::{Architecture, NormalizeActivations, SaeConfig, SparsityLossMode, TrialConfig, TrialId},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -23,6 +23,20 @@ fn standard() -> Architecture {
 
 fn topk(k: usize, rescale_acts_by_decoder_norm: bool) -> Architecture {
     Architecture::TopK { k, aux_loss_coefficient: 1.0, rescale_acts_by_decoder_norm }
+}
+
+fn jumprelu() -> Architecture {
+    Architecture::JumpRelu {
+        jumprelu_init_threshold: 0.02,
+        jumprelu_bandwidth: 0.1,
+        jumprelu_sparsity_loss_mode: SparsityLossMode::Tanh,
+        l0_coefficient: 0.3,
+        l0_warm_up_steps: 5,
+        pre_act_loss_coefficient: 3e-6,
+        jumprelu_tanh_scale: 2.0,
+        jumprelu_ste_to_input: true,
+        target_l0: 0.0,
+    }
 }
 
 fn config(architecture: Architecture, d_sae: usize) -> TrialConfig {
@@ -57,7 +71,9 @@ fn noise(n: usize, seed: u64, size: f32) -> Vec<f32> {
 
 fn random_sae(cfg: SaeConfig, d_in: usize, seed: u64) -> Sae {
     let n = cfg.d_sae * d_in;
+    let has_threshold = matches!(cfg.architecture, Architecture::JumpRelu { .. });
     let params = Params {
+        threshold: if has_threshold { noise(cfg.d_sae, seed + 4, 0.2) } else { Vec::new() },
         w_enc: noise(n, seed, 0.5),
         w_dec: noise(n, seed + 1, 0.5),
         b_enc: noise(cfg.d_sae, seed + 2, 0.5),
@@ -106,9 +122,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn what_is_written_is_read_back(
-        d_in in 1_usize..40, d_sae in 1_usize..70, is_topk: bool, b_dec: bool, mode in 0_usize..5, seed: u32
+        d_in in 1_usize..40, d_sae in 1_usize..70, which in 0_usize..3, b_dec: bool, mode in 0_usize..5, seed: u32
     ) {
-        let mut config = config(if is_topk { topk(1, b_dec) } else { standard() }, d_sae);
+        let mut config = config([topk(1, b_dec), standard(), jumprelu()][which].clone(), d_sae);
         config.sae.apply_b_dec_to_input = b_dec;
         config.sae.normalize_activations = [
             NormalizeActivations::None,
@@ -197,7 +213,7 @@ fn the_settings_file_has_what_sae_lens_needs() {
 
 #[test]
 fn folders_of_sae_lens_are_read() {
-    for name in ["standard", "standard_bfloat16", "topk"] {
+    for name in ["standard", "standard_bfloat16", "topk", "jumprelu_trained"] {
         let folder = Path::new(FIXTURES).join(name);
         let sae = load(&folder).unwrap();
         let file = fs::read(folder.join("forward.safetensors")).unwrap();
@@ -270,7 +286,7 @@ fn what_does_not_fit_is_refused_with_both_sides() {
         load(Path::new("/nowhere/at/all")).unwrap_err().to_string(),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    SAE/cfg.json has `architecture` = "gated", expected "standard" or "topk"
+    SAE/cfg.json has `architecture` = "gated", expected "standard", "topk" or "jumprelu"
     SAE/cfg.json lacks `architecture`
     SAE/cfg.json lacks `d_in`
     SAE/cfg.json has `d_sae` = -4, expected a positive whole number

@@ -5,7 +5,7 @@
 use saesweep::{
     kernels::{Params, Pool},
     sae::{Normalizer, Whitening},
-    train::{LogLine, Trainer, l1_coefficient, learning_rate},
+    train::{LogLine, Trainer, learning_rate, sparsity_coefficient},
     trial::{LrScheduler, SaeConfig, TrainConfig},
 };
 use safetensors::SafeTensors;
@@ -19,6 +19,8 @@ const SCHEDULES: &str =
 
 /// Allowed relative deviation of a loss at any step.
 const LOSS_TOLERANCE: f64 = 1e-5;
+/// Allowed deviation of a gradient in the first step, relative to the largest of its array.
+const GRADIENT_TOLERANCE: f64 = 1e-5;
 /// Allowed absolute deviation of an exported weight; weights are of order 0.1 to 1.
 const WEIGHT_TOLERANCE: f64 = 2e-5;
 
@@ -57,6 +59,10 @@ impl Golden {
             w_dec: self.f32(&format!("{prefix}.W_dec")),
             b_enc: self.f32(&format!("{prefix}.b_enc")),
             b_dec: self.f32(&format!("{prefix}.b_dec")),
+            threshold: match self.tensors.tensor(&format!("{prefix}.threshold")) {
+                Ok(_) => self.f32(&format!("{prefix}.threshold")),
+                Err(_) => Vec::new(),
+            },
         }
     }
 
@@ -101,6 +107,8 @@ fn loss_tolerance(name: &str) -> f64 {
 struct Worst {
     loss: f64,
     metric: f64,
+    /// Relative to the largest gradient of its array.
+    gradient: f64,
     weight: f64,
 }
 
@@ -122,6 +130,9 @@ fn follow(golden: &Golden, name: &str, case: &Value, threads: usize) -> Worst {
         let report = trainer.step(&pool, batch);
         assert!(report.is_finite(), "{name}, step {step}");
         compare_line(name, case, step, &trainer.log_line(batch), &mut worst);
+        if step == 0 {
+            compare_gradients(golden, name, trainer.last_gradients(), &mut worst);
+        }
     }
 
     let trained = trainer.finish(&pool);
@@ -147,6 +158,20 @@ fn follow(golden: &Golden, name: &str, case: &Value, threads: usize) -> Worst {
     };
     assert_eq!(trained.sae.cfg, exported, "{name}");
     worst
+}
+
+fn compare_gradients(golden: &Golden, name: &str, got: &Params, worst: &mut Worst) {
+    let want = golden.params(&format!("{name}.grad"));
+    for (got, want) in got.arrays().into_iter().zip(want.arrays()) {
+        assert_eq!(got.len(), want.len());
+        let largest = want.iter().fold(0.0_f32, |largest, g| largest.max(g.abs()));
+        for (got, want) in got.iter().zip(want) {
+            let off = f64::from((got - want).abs()) / f64::from(largest).max(1e-12);
+            worst.gradient = worst.gradient.max(off);
+        }
+    }
+    let tolerance = if name == "standard_lp_below_1" { 10.0 } else { 1.0 } * GRADIENT_TOLERANCE;
+    assert!(worst.gradient < tolerance, "{name}: gradients {worst:?}");
 }
 
 fn compare_line(name: &str, case: &Value, step: usize, line: &LogLine, worst: &mut Worst) {
@@ -193,6 +218,11 @@ fn topk_follows_the_real_trainer() {
 }
 
 #[test]
+fn jumprelu_follows_the_real_trainer() {
+    follow_all("jumprelu");
+}
+
+#[test]
 fn whitening_is_what_the_real_estimate_gives() {
     let golden = Golden::load();
     let get = |part: &str| golden.f64(&format!("standard_whitening.{part}"));
@@ -232,7 +262,7 @@ fn schedules_equal_the_real_schedulers() {
     for row in all["l1"].as_array().unwrap() {
         let (last, warm_up) = (row["final"].as_f64().unwrap(), row["warm_up"].as_u64().unwrap());
         for (t, want) in row["values"].as_array().unwrap().iter().enumerate() {
-            assert_eq!(l1_coefficient(last, warm_up, t as u64), want.as_f64().unwrap());
+            assert_eq!(sparsity_coefficient(last, warm_up, t as u64), want.as_f64().unwrap());
         }
     }
 }
