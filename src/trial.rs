@@ -146,6 +146,30 @@ pub enum Architecture {
         /// Whether activations are measured in units of decoder norms.
         rescale_acts_by_decoder_norm: bool,
     },
+    /// The largest pre-activations of a batch, k for each token on average (Bussmann et al. 2024). Trained, it is
+    /// a JumpReLU whose latents share one threshold.
+    #[serde(rename = "batchtopk")]
+    BatchTopK {
+        /// Latents kept per token on average.
+        #[serde(serialize_with = "whole_as_integer")]
+        k: f64,
+        /// How fast the threshold follows the least value kept.
+        topk_threshold_lr: f64,
+        /// Weight of the auxiliary loss on dead latents.
+        aux_loss_coefficient: f64,
+        /// Whether activations are measured in units of decoder norms.
+        rescale_acts_by_decoder_norm: bool,
+    },
+    /// The k pre-activations of every token that are largest by magnitude, with their signs.
+    #[serde(rename = "abstopk")]
+    AbsTopK {
+        /// Latents kept per token.
+        k: usize,
+        /// Weight of the auxiliary loss on dead latents.
+        aux_loss_coefficient: f64,
+        /// Whether activations are measured in units of decoder norms.
+        rescale_acts_by_decoder_norm: bool,
+    },
     /// Latents above a threshold of their own, which is learnt (Rajamanoharan et al. 2024).
     #[serde(rename = "jumprelu")]
     JumpRelu {
@@ -170,6 +194,15 @@ pub enum Architecture {
     },
 }
 
+/// So that one k is written one way, whatever the architecture.
+fn whole_as_integer<S: serde::Serializer>(k: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if k.fract() == 0.0 && *k < 1e15 {
+        serializer.serialize_u64(*k as u64)
+    } else {
+        serializer.serialize_f64(*k)
+    }
+}
+
 /// `sae.jumprelu_sparsity_loss_mode`, SAELens' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -188,7 +221,34 @@ impl Architecture {
         match self {
             Self::Standard { .. } => "standard",
             Self::TopK { .. } => "topk",
+            Self::BatchTopK { .. } => "batchtopk",
+            Self::AbsTopK { .. } => "abstopk",
             Self::JumpRelu { .. } => "jumprelu",
+        }
+    }
+
+    /// A JumpReLU that was trained as something else: its own training settings are all 0.
+    pub fn jumprelu_trained_otherwise() -> Self {
+        Self::JumpRelu {
+            jumprelu_init_threshold: 0.0,
+            jumprelu_bandwidth: 0.0,
+            jumprelu_sparsity_loss_mode: SparsityLossMode::Step,
+            l0_coefficient: 0.0,
+            l0_warm_up_steps: 0,
+            pre_act_loss_coefficient: 0.0,
+            jumprelu_tanh_scale: 0.0,
+            jumprelu_ste_to_input: false,
+            target_l0: 0.0,
+        }
+    }
+
+    /// Whether activations are measured in units of decoder norms, where that is a setting.
+    pub fn rescale_acts_by_decoder_norm(&mut self) -> Option<&mut bool> {
+        match self {
+            Self::TopK { rescale_acts_by_decoder_norm, .. }
+            | Self::BatchTopK { rescale_acts_by_decoder_norm, .. }
+            | Self::AbsTopK { rescale_acts_by_decoder_norm, .. } => Some(rescale_acts_by_decoder_norm),
+            Self::Standard { .. } | Self::JumpRelu { .. } => None,
         }
     }
 }

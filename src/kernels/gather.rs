@@ -45,6 +45,8 @@ pub(super) struct Gather<'a> {
     pub(super) first_other: usize,
     /// What values must reach instead, per latent.
     pub(super) latent_limits: Option<&'a [f32]>,
+    /// Whether the magnitude must reach the limit, rather than the value.
+    pub(super) by_magnitude: bool,
 }
 
 /// Packs a batch into panels, less `subtract` where given.
@@ -158,7 +160,11 @@ impl Kernel for GatherTile<'_> {
                                 Some(limit) => S::splat(limit),
                                 None => S::load(limits.as_ptr().add(half)),
                             };
-                            let mask = S::not_below(compared, limit) & (valid >> half) & 0xFFFF;
+                            let mut reached = S::not_below(compared, limit);
+                            if self.gather.by_magnitude {
+                                reached |= S::not_below(S::mul(compared, S::splat(-1.0)), limit);
+                            }
+                            let mask = reached & (valid >> half) & 0xFFFF;
                             if mask != 0 {
                                 let to = place * capacity + counts[place];
                                 counts[place] += S::compress(

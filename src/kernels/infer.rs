@@ -6,6 +6,7 @@ use super::params::Params;
 use super::pool::Pool;
 use super::rows::sum_of_rows;
 use super::simd::{Kernel, Simd};
+use super::topk::Choice;
 use super::workspace::Workspace;
 
 /// Which latents of a token are active.
@@ -15,13 +16,16 @@ pub enum Activation {
     Relu,
     /// All with a positive pre-activation above the latent's threshold.
     JumpRelu,
-    /// The k largest, as far as they are positive; of equal values the lower index wins.
+    /// The k largest; of equal values the lower index wins.
     TopK {
         /// Latents kept per token.
         k: usize,
         /// Whether the largest are chosen by `pre * |W_dec,i|`. The values given are `pre` either way, so
         /// that [`decode`] needs to know nothing of it.
         rescale: bool,
+        /// Whether they are the largest by magnitude and keep their signs; if not, only those that are positive
+        /// are active.
+        by_magnitude: bool,
     },
 }
 
@@ -69,7 +73,9 @@ pub fn encode(
         match *activation {
             Activation::Relu => ws.gather_positive(pool, params),
             Activation::JumpRelu => ws.gather_active(pool, params),
-            Activation::TopK { k, rescale } => ws.gather_largest(pool, params, k, rescale, None),
+            Activation::TopK { k, rescale, by_magnitude } => {
+                ws.gather_largest(pool, params, Choice::OfToken { k, by_magnitude }, rescale, None);
+            }
         }
         let total = ws.lists.count();
         ws.rows.fill(&ws.lists, &ws.order, n_tokens, |_| true);
@@ -182,7 +188,15 @@ mod tests {
                         largest[b * d_sae + f] = relu[b * d_sae + f];
                     }
                 }
-                check(&problem, Activation::TopK { k, rescale: false }, &largest);
+                check(&problem, Activation::TopK { k, rescale: false, by_magnitude: false }, &largest);
+                let magnitudes: Vec<f64> = pre.iter().map(|value| value.abs()).collect();
+                let mut signed = vec![0.0; pre.len()];
+                for b in 0..batch {
+                    for f in reference::largest(&magnitudes[b * d_sae..][..d_sae], k, |_| true) {
+                        signed[b * d_sae + f] = pre[b * d_sae + f];
+                    }
+                }
+                check(&problem, Activation::TopK { k, rescale: false, by_magnitude: true }, &signed);
             }
         }
     }

@@ -188,6 +188,7 @@ impl Workspace {
             other_limits: &self.limits,
             first_other: usize::MAX,
             latent_limits: Some(&self.latent_limits),
+            by_magnitude: false,
         };
         gather.run(pool, &self.gather_spares, 0..self.lists.tiles.len(), &mut self.lists);
     }

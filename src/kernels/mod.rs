@@ -5,7 +5,7 @@
 //! it to rounding (3e-6 of an array's largest value in the tests; measured below 1e-6).
 //!
 //! A step gathers the active latents from the encoder product ([`standard_step`] all positive ones,
-//! [`topk_step`] the k largest, [`jumprelu_step`] those above or near their threshold), decodes, and makes the gradients latent by latent; [`adam`] clips and
+//! [`topk_step`] and its kin the largest, [`jumprelu_step`] those above or near their threshold), decodes, and makes the gradients latent by latent; [`adam`] clips and
 //! updates. What is mostly zero is never stored or multiplied; what is dense goes through whole products.
 //! Sums are taken in a fixed order: no result depends on the number of threads, and AVX-512 and AVX2 give
 //! the same bits.
@@ -16,6 +16,7 @@ pub mod reference;
 
 mod adam;
 mod aim;
+mod batch_topk;
 mod infer;
 mod jumprelu;
 mod standard;
@@ -45,11 +46,12 @@ mod simd;
 mod testing;
 
 pub use adam::{AdamStep, adam, clip_and_adam};
+pub use batch_topk::{BatchTopKStep, batch_topk_step};
 pub use infer::{Activation, SparseActs, decode, encode};
 pub use isa::Isa;
 pub use jumprelu::{JumpReluStep, SparsityMode, jumprelu_step};
 pub use params::{Params, Shape};
 pub use pool::Pool;
 pub use standard::{StandardStep, standard_step};
-pub use topk::{TopKStep, topk_step};
+pub use topk::{TopKStep, abs_topk_step, topk_step};
 pub use workspace::{StepLosses, Workspace};

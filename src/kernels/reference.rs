@@ -5,13 +5,14 @@
 //! finite differences of its own losses. It is slow and meant to be.
 
 mod jumprelu;
+mod topk;
 
 pub use jumprelu::{aimed_jumprelu_step, jumprelu_step};
+pub use topk::{abs_topk_step, aimed_topk_step, batch_topk_step, topk_step};
 
 use super::adam::AdamStep;
 use super::params::Params;
 use super::standard::StandardStep;
-use super::topk::TopKStep;
 use super::workspace::StepLosses;
 
 /// What a step gives.
@@ -96,97 +97,6 @@ pub fn aimed_standard_step(
     sizes.add_decoder_gradients(&mut grads, &acts, &g);
     sizes.add_encoder_gradients(&mut grads, &d_pre, &x_in);
     sizes.add_norm_gradients(&mut grads, params, &d_norms, &norms);
-    sizes.add_decoder_bias_gradient(&mut grads, params, &g, step.apply_b_dec_to_input);
-
-    let l0 = scale * acts.iter().filter(|&&act| act != 0.0).count() as f64;
-    let losses = StepLosses { overall: mse + sparsity, mse, sparsity, auxiliary: 0.0, l0 };
-    StepOutcome { losses, grads, acts, reconstruction }
-}
-
-/// One TopK step (Gao et al. 2024, with the auxiliary loss as SAELens 6.54 has it).
-///
-/// The k largest are chosen by `pre` or, with `rescale_acts_by_decoder_norm`, by `pre * n` (n_i = |W_dec,i|);
-/// of equal values the lower index wins. SAELens then decodes `relu(pre * n) / n`: n cancels, in the value
-/// and in the gradient, so the code below decodes `relu(pre)`.
-pub fn topk_step(params: &Params<f64>, step: &TopKStep, dead: &[bool], x: &[f64]) -> StepOutcome {
-    aimed_topk_step(params, step, dead, x, None)
-}
-
-/// [`topk_step`] towards other targets than its input. The auxiliary loss is not weighted.
-pub fn aimed_topk_step(
-    params: &Params<f64>,
-    step: &TopKStep,
-    dead: &[bool],
-    x: &[f64],
-    aim: Option<Aim<'_>>,
-) -> StepOutcome {
-    let sizes = Sizes::new(params, x);
-    let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
-    let scale = 1.0 / n_tokens as f64;
-
-    let x_in = encoder_input(params, step.apply_b_dec_to_input, x);
-    let pre = pre_activations(params, &x_in);
-    let norms = decoder_norms(params);
-    let order: Vec<f64> = (0..pre.len())
-        .map(|i| if step.rescale_acts_by_decoder_norm { pre[i] * norms[i % d_sae] } else { pre[i] })
-        .collect();
-    let mut acts = vec![0.0; n_tokens * d_sae];
-    for b in 0..n_tokens {
-        for f in largest(&order[b * d_sae..][..d_sae], step.k, |_| true) {
-            acts[b * d_sae + f] = relu(pre[b * d_sae + f]);
-        }
-    }
-    let reconstruction = decoded(params, &acts, n_tokens);
-    let target = aim.map_or(x, |aim| aim.target);
-    let weight = |i: usize| aim.map_or(1.0, |aim| aim.weight[i / d_in]);
-    let error: Vec<f64> = reconstruction.iter().zip(target).map(|(a, b)| a - b).collect();
-    let mse = scale * error.iter().enumerate().map(|(i, e)| weight(i) * e * e).sum::<f64>();
-
-    let mut grads = Params::zeros(d_in, d_sae);
-    let g: Vec<f64> = error.iter().enumerate().map(|(i, e)| 2.0 * scale * weight(i) * e).collect();
-    let mut d_pre = vec![0.0; n_tokens * d_sae];
-    for b in 0..n_tokens {
-        for f in 0..d_sae {
-            if acts[b * d_sae + f] != 0.0 {
-                d_pre[b * d_sae + f] = dot(&g[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in]);
-            }
-        }
-    }
-    sizes.add_decoder_gradients(&mut grads, &acts, &g);
-
-    // aux = c s mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(D/2, n_dead) largest
-    // pre-activations of dead latents (not relu'd), s = min(n_dead / (D/2), 1).
-    let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
-    let k_aux = (d_in / 2).min(n_dead);
-    let mut sparsity = 0.0;
-    if k_aux > 0 {
-        let weight = step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2) as f64).min(1.0);
-        let mut aux = vec![0.0; n_tokens * d_sae];
-        for b in 0..n_tokens {
-            for f in largest(&order[b * d_sae..][..d_sae], k_aux, |f| dead[f]) {
-                aux[b * d_sae + f] = pre[b * d_sae + f];
-            }
-        }
-        let mut residual = error.clone();
-        for b in 0..n_tokens {
-            for f in 0..d_sae {
-                let (z, row) = (aux[b * d_sae + f], &params.w_dec[f * d_in..][..d_in]);
-                (0..d_in).for_each(|d| residual[b * d_in + d] += z * row[d]);
-            }
-        }
-        sparsity = weight * scale * residual.iter().map(|r| r * r).sum::<f64>();
-        let g_aux: Vec<f64> = residual.iter().map(|r| 2.0 * weight * scale * r).collect();
-        for b in 0..n_tokens {
-            for f in 0..d_sae {
-                if aux[b * d_sae + f] != 0.0 {
-                    d_pre[b * d_sae + f] +=
-                        dot(&g_aux[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in]);
-                }
-            }
-        }
-        sizes.add_decoder_gradients(&mut grads, &aux, &g_aux);
-    }
-    sizes.add_encoder_gradients(&mut grads, &d_pre, &x_in);
     sizes.add_decoder_bias_gradient(&mut grads, params, &g, step.apply_b_dec_to_input);
 
     let l0 = scale * acts.iter().filter(|&&act| act != 0.0).count() as f64;
@@ -369,6 +279,7 @@ fn slope_of_p_norm(y: f64, norm: f64, p: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::testing::Problem;
+    use super::super::topk::TopKStep;
     use super::*;
 
     pub(super) type Loss<'a> = dyn Fn(&Params<f64>) -> (f64, Params<f64>) + 'a;

@@ -34,7 +34,7 @@ pub(super) fn rank(value: f32, latent: u32) -> u64 {
 }
 
 #[inline]
-fn value_of(rank: u64) -> f32 {
+pub(super) fn value_of(rank: u64) -> f32 {
     let rising = (rank >> 32) as u32;
     if rising == u32::MAX {
         f32::INFINITY
@@ -45,10 +45,17 @@ fn value_of(rank: u64) -> f32 {
     }
 }
 
+/// What a value is chosen by.
+#[inline]
+fn measure(value: f32, by_magnitude: bool) -> f32 {
+    if by_magnitude { value.abs() } else { value }
+}
+
 /// The best of every token so far.
 #[derive(Default)]
 pub(super) struct Selection {
     k: usize,
+    by_magnitude: bool,
     /// Ranks kept, k places per token.
     kept: Vec<u64>,
     n_kept: Vec<usize>,
@@ -60,8 +67,9 @@ pub(super) struct Selection {
 
 impl Selection {
     /// Begins anew.
-    pub(super) fn begin(&mut self, k: usize, n_tokens: usize) {
+    pub(super) fn begin(&mut self, k: usize, n_tokens: usize, by_magnitude: bool) {
         self.k = k;
+        self.by_magnitude = by_magnitude;
         self.kept.clear();
         self.kept.resize(k * n_tokens, 0);
         self.n_kept.clear();
@@ -81,7 +89,7 @@ impl Selection {
         scale: Option<&[f32]>,
         allowed: Option<&[bool]>,
     ) {
-        let (k, n_tokens) = (self.k, self.n_kept.len());
+        let (k, n_tokens, by_magnitude) = (self.k, self.n_kept.len(), self.by_magnitude);
         if k == 0 {
             return;
         }
@@ -102,7 +110,7 @@ impl Selection {
                         let latent = rows.latent[entry];
                         if allowed.is_none_or(|allowed| allowed[latent as usize]) {
                             let factor = scale.map_or(1.0, |scale| scale[latent as usize]);
-                            let rank = rank(rows.value[entry] * factor, latent);
+                            let rank = rank(measure(rows.value[entry] * factor, by_magnitude), latent);
                             if rank >= *cut {
                                 space.push(rank);
                             }
@@ -128,17 +136,18 @@ impl Selection {
     /// Whether a value is among the chosen of its token, once all rounds are over.
     #[inline]
     pub(super) fn chosen(&self, token: u32, value: f32, latent: u32) -> bool {
-        rank(value, latent) >= self.cut[token as usize]
+        rank(measure(value, self.by_magnitude), latent) >= self.cut[token as usize]
     }
 }
 
-/// Keeps the chosen and positive entries of one tile, and copies those chosen for the auxiliary loss.
+/// Keeps the entries of one tile for whose token, value, latent and value to compare `keep` says so, and copies
+/// those chosen for the auxiliary loss.
 pub(super) fn keep_chosen(
     lists: &mut TileLists,
     aux: Option<(&mut TileLists, &Selection, &[bool])>,
     latents: &[u32],
-    main: &Selection,
     scale: Option<&[f32]>,
+    keep: impl Fn(u32, f32, u32, f32) -> bool,
 ) {
     let mut kept = 0;
     let mut first = 0;
@@ -161,8 +170,7 @@ pub(super) fn keep_chosen(
                 aux_lists.token.push(token);
                 aux_lists.value.push(value);
             }
-            // relu after the choice; NaN passes.
-            if (value > 0.0 || value.is_nan()) && main.chosen(token, value * factor, latent) {
+            if keep(token, value, latent, value * factor) {
                 lists.token[kept] = token;
                 lists.value[kept] = value;
                 kept += 1;

@@ -40,13 +40,54 @@ pub fn topk_step(
     x: &[f32],
     grads: &mut Params,
 ) -> StepLosses {
+    largest_step(pool, ws, params, step, Choice::OfToken { k: step.k, by_magnitude: false }, dead, x, grads)
+}
+
+/// The same, but the k largest are chosen by magnitude, for the auxiliary loss, too, and keep their signs; as
+/// [`super::reference::abs_topk_step`] defines it.
+///
+/// # Panics
+/// When a length does not fit the workspace's shape.
+pub fn abs_topk_step(
+    pool: &Pool,
+    ws: &mut Workspace,
+    params: &Params,
+    step: &TopKStep,
+    dead: &[bool],
+    x: &[f32],
+    grads: &mut Params,
+) -> StepLosses {
+    largest_step(pool, ws, params, step, Choice::OfToken { k: step.k, by_magnitude: true }, dead, x, grads)
+}
+
+/// Which pre-activations are kept.
+#[derive(Clone, Copy)]
+pub(super) enum Choice {
+    /// The k largest of every token; without magnitude, as far as they are positive.
+    OfToken { k: usize, by_magnitude: bool },
+    /// The n largest positive ones of the batch.
+    OfBatch { n: usize },
+}
+
+/// A step that keeps what `choice` says.
+#[expect(clippy::too_many_arguments, reason = "those of a step and the choice")]
+pub(super) fn largest_step(
+    pool: &Pool,
+    ws: &mut Workspace,
+    params: &Params,
+    step: &TopKStep,
+    choice: Choice,
+    dead: &[bool],
+    x: &[f32],
+    grads: &mut Params,
+) -> StepLosses {
     let d_in = ws.shape.d_in;
     assert_eq!(dead.len(), ws.shape.d_sae, "dead has one flag per latent");
     let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
     let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
     let k_aux = if step.aux_loss_coefficient == 0.0 { 0 } else { (d_in / 2).min(n_dead) };
     let aux = (k_aux > 0).then_some((k_aux, dead));
-    ws.gather_largest(pool, params, step.k, step.rescale_acts_by_decoder_norm, aux);
+    ws.gather_largest(pool, params, choice, step.rescale_acts_by_decoder_norm, aux);
     let n_active = ws.lists.count();
     ws.count_fired();
 
@@ -104,23 +145,30 @@ pub fn topk_step(
 }
 
 impl Workspace {
-    /// Fills the lists with the positive ones of the k largest pre-activations of every token of the loaded
-    /// batch, and the auxiliary lists, if wanted, with the `k_aux` largest of dead latents.
+    /// Fills the lists with the chosen pre-activations of the loaded batch, and the auxiliary lists, if wanted,
+    /// with the `k_aux` largest of dead latents.
     pub(super) fn gather_largest(
         &mut self,
         pool: &Pool,
         params: &Params,
-        k: usize,
+        choice: Choice,
         rescale: bool,
         aux: Option<(usize, &[bool])>,
     ) {
         let (n_tokens, d_sae) = (self.n_tokens, self.shape.d_sae);
-        let k = k.min(d_sae);
+        // The rounds of a batch's choice begin as small as if every token had its share.
+        let (k, by_magnitude) = match choice {
+            Choice::OfToken { k, by_magnitude } => (k.min(d_sae), by_magnitude),
+            Choice::OfBatch { n } => (n.div_ceil(n_tokens).min(d_sae), false),
+        };
         if rescale {
             decoder_norms(pool, self.isa, params, &mut self.norms);
         }
         let scale = rescale.then_some(&*self.norms);
-        self.selection.begin(k, n_tokens);
+        match choice {
+            Choice::OfToken { .. } => self.selection.begin(k, n_tokens, by_magnitude),
+            Choice::OfBatch { n } => self.batch_selection.begin(n),
+        }
 
         // Dead latents come last, so that they share tiles and a limit of their own.
         self.order.clear();
@@ -133,14 +181,21 @@ impl Workspace {
         }
         let k_aux = aux.map_or(0, |(k_aux, _)| k_aux);
         let n_alive = aux.map_or(d_sae, |(_, dead)| dead.iter().filter(|&&is_dead| !is_dead).count());
-        self.aux_selection.begin(k_aux, n_tokens);
+        self.aux_selection.begin(k_aux, n_tokens, by_magnitude);
         self.dead_limits.resize(n_tokens.next_multiple_of(PANEL));
 
         let n_tiles = self.lists.tiles.len();
         let tiles_alive = n_alive.div_ceil(TILE);
         for round in rounds(k, 0..tiles_alive).chain(rounds(k.max(k_aux), tiles_alive..n_tiles)) {
+            let limits = match choice {
+                Choice::OfToken { .. } => &*self.selection.limits,
+                Choice::OfBatch { .. } => {
+                    self.limits.fill(self.batch_selection.limit);
+                    &*self.limits
+                }
+            };
             for ((to, &main), &aux) in
-                self.dead_limits.iter_mut().zip(&*self.selection.limits).zip(&*self.aux_selection.limits)
+                self.dead_limits.iter_mut().zip(limits).zip(&*self.aux_selection.limits)
             {
                 *to = main.min(aux);
             }
@@ -151,14 +206,24 @@ impl Workspace {
                 panels: &self.panels,
                 n_tokens,
                 scale,
-                limits: &self.selection.limits,
+                limits,
                 other_limits: &self.dead_limits,
                 first_other: n_alive,
                 latent_limits: None,
+                by_magnitude,
             };
             gather.run(pool, &self.gather_spares, round.clone(), &mut self.lists);
-            self.rows.fill(&self.lists, &self.order, n_tokens, |tile| round.contains(&tile));
-            self.selection.take(pool, &self.rank_spares, &self.rows, scale, None);
+            if aux.is_some() || matches!(choice, Choice::OfToken { .. }) {
+                self.rows.fill(&self.lists, &self.order, n_tokens, |tile| round.contains(&tile));
+            }
+            match choice {
+                Choice::OfToken { .. } => {
+                    self.selection.take(pool, &self.rank_spares, &self.rows, scale, None);
+                }
+                Choice::OfBatch { .. } => {
+                    self.batch_selection.take(&self.lists, round, &self.order, scale);
+                }
+            }
             if let Some((_, dead)) = aux {
                 self.aux_selection.take(pool, &self.rank_spares, &self.rows, scale, Some(dead));
             }
@@ -171,7 +236,24 @@ impl Workspace {
             let (lists, aux_lists) = unsafe { (lists.at(index), aux_lists.at(index)) };
             let latents = &self.order[index * TILE..((index + 1) * TILE).min(d_sae)];
             let aux = aux.map(|(_, dead)| (aux_lists, &self.aux_selection, dead));
-            keep_chosen(lists, aux, latents, &self.selection, scale);
+            // The relu comes after the choice; NaN passes.
+            match choice {
+                Choice::OfToken { by_magnitude: false, .. } => {
+                    keep_chosen(lists, aux, latents, scale, |token, value, latent, compared| {
+                        (value > 0.0 || value.is_nan()) && self.selection.chosen(token, compared, latent)
+                    });
+                }
+                Choice::OfToken { by_magnitude: true, .. } => {
+                    keep_chosen(lists, aux, latents, scale, |token, value, latent, compared| {
+                        value != 0.0 && self.selection.chosen(token, compared, latent)
+                    });
+                }
+                Choice::OfBatch { .. } => {
+                    keep_chosen(lists, aux, latents, scale, |token, _, latent, compared| {
+                        self.batch_selection.chosen(token, compared, latent)
+                    });
+                }
+            }
         });
     }
 }

@@ -2,6 +2,7 @@
 //! needed and is then used again: a step in the steady state allocates nothing.
 
 use super::aim::NextAim;
+use super::batch_topk::BatchSelection;
 use super::decode::DecodeSpace;
 use super::gather::GatherSpace;
 use super::isa::Isa;
@@ -56,6 +57,7 @@ pub struct Workspace {
     pub(super) aux_losses: Vec<[f64; 2]>,
     pub(super) selection: Selection,
     pub(super) aux_selection: Selection,
+    pub(super) batch_selection: BatchSelection,
     /// Limits of dead latents, which may be chosen by either selection.
     pub(super) dead_limits: Buffer,
     pub(super) norms: Buffer,
@@ -108,6 +110,7 @@ impl Workspace {
             aux_losses: Vec::new(),
             selection: Selection::default(),
             aux_selection: Selection::default(),
+            batch_selection: BatchSelection::new(d_sae),
             dead_limits: Buffer::default(),
             norms: Buffer::default(),
             latent_limits: Vec::new(),

@@ -62,7 +62,9 @@ pub(super) fn write(cfg: &SaeConfig, d_in: usize, info: &SaveInfo) -> String {
         ("normalize_activations", json!(cfg.normalize_activations)),
         ("reshape_activations", json!(reshape(&info.config.model.hook))),
     ]);
-    if let Architecture::TopK { k, rescale_acts_by_decoder_norm, .. } = cfg.architecture {
+    if let Architecture::TopK { k, rescale_acts_by_decoder_norm, .. }
+    | Architecture::AbsTopK { k, rescale_acts_by_decoder_norm, .. } = cfg.architecture
+    {
         top.insert("k", json!(k));
         top.insert("rescale_acts_by_decoder_norm", json!(rescale_acts_by_decoder_norm));
     }
@@ -125,7 +127,20 @@ fn details(cfg: &SaeConfig) -> Value {
             map.insert("l1_warm_up_steps", json!(l1_warm_up_steps));
             map.insert("lp_norm", json!(lp_norm));
         }
-        Architecture::TopK { aux_loss_coefficient, .. } => {
+        Architecture::BatchTopK {
+            k,
+            topk_threshold_lr,
+            aux_loss_coefficient,
+            rescale_acts_by_decoder_norm,
+        } => {
+            map.insert("aux_loss_coefficient", json!(aux_loss_coefficient));
+            map.insert("k", json!(k));
+            map.insert("rescale_acts_by_decoder_norm", json!(rescale_acts_by_decoder_norm));
+            map.insert("topk_threshold_lr", json!(topk_threshold_lr));
+            map.insert("use_sparse_activations", json!(false));
+        }
+        Architecture::TopK { aux_loss_coefficient, .. }
+        | Architecture::AbsTopK { aux_loss_coefficient, .. } => {
             map.insert("aux_loss_coefficient", json!(aux_loss_coefficient));
             map.insert("use_sparse_activations", json!(false));
         }
@@ -183,6 +198,11 @@ pub(super) fn read(text: &str) -> Result<(SaeConfig, usize), ConfigProblem> {
             aux_loss_coefficient: detail("aux_loss_coefficient"),
             rescale_acts_by_decoder_norm: flag(&top, "rescale_acts_by_decoder_norm", false)?,
         },
+        Some("abstopk") => Architecture::AbsTopK {
+            k: size(&top, "k")?,
+            aux_loss_coefficient: detail("aux_loss_coefficient"),
+            rescale_acts_by_decoder_norm: flag(&top, "rescale_acts_by_decoder_norm", false)?,
+        },
         Some("jumprelu") => Architecture::JumpRelu {
             jumprelu_init_threshold: detail("jumprelu_init_threshold"),
             jumprelu_bandwidth: detail("jumprelu_bandwidth"),
@@ -198,7 +218,7 @@ pub(super) fn read(text: &str) -> Result<(SaeConfig, usize), ConfigProblem> {
                 .unwrap_or(false),
             target_l0: detail("target_l0"),
         },
-        _ => return Err(wrong(&top, "architecture", "\"standard\", \"topk\" or \"jumprelu\"")),
+        _ => return Err(wrong(&top, "architecture", "\"standard\", \"topk\", \"abstopk\" or \"jumprelu\"")),
     };
     let normalize_activations = match top.get("normalize_activations") {
         None => NormalizeActivations::None,

@@ -24,8 +24,13 @@ impl Sae {
             Architecture::Standard { .. } => Activation::Relu,
             Architecture::JumpRelu { .. } => Activation::JumpRelu,
             Architecture::TopK { k, rescale_acts_by_decoder_norm, .. } => {
-                Activation::TopK { k, rescale: rescale_acts_by_decoder_norm }
+                Activation::TopK { k, rescale: rescale_acts_by_decoder_norm, by_magnitude: false }
             }
+            Architecture::AbsTopK { k, rescale_acts_by_decoder_norm, .. } => {
+                Activation::TopK { k, rescale: rescale_acts_by_decoder_norm, by_magnitude: true }
+            }
+            // Trained, it is a JumpReLU; without thresholds there is only the sign.
+            Architecture::BatchTopK { .. } => Activation::Relu,
         }
     }
 

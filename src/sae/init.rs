@@ -33,7 +33,10 @@ pub fn init(cfg: &SaeConfig, d_in: usize, seed: u64) -> Params {
         Architecture::JumpRelu { jumprelu_init_threshold, .. } => {
             vec![jumprelu_init_threshold as f32; cfg.d_sae]
         }
-        Architecture::Standard { .. } | Architecture::TopK { .. } => Vec::new(),
+        Architecture::Standard { .. }
+        | Architecture::TopK { .. }
+        | Architecture::BatchTopK { .. }
+        | Architecture::AbsTopK { .. } => Vec::new(),
     };
     let (b_enc, b_dec) = (vec![0.0; cfg.d_sae], vec![0.0; d_in]);
     Params { w_enc: w_dec.clone(), w_dec, b_enc, b_dec, threshold }

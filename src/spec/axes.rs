@@ -213,7 +213,7 @@ impl AxisReader<'_> {
                     self.bad(&format!("{}.steps", self.path), steps, "no steps: a range is drawn from", hint);
                 }
                 let (from, to) = self.ends(&path, value, kind == "log_uniform")?;
-                let whole = matches!(self.key.kind, Kind::Int { .. });
+                let whole = matches!(self.key.kind, Kind::Int { .. } | Kind::Count { .. });
                 let shape = match kind.as_str() {
                     "uniform" if whole => {
                         let expected = format!("int_uniform: {} is a whole number", self.key.name);
@@ -271,7 +271,7 @@ impl AxisReader<'_> {
 
     /// `[from, to]`, both fit for the setting.
     fn ends(&mut self, path: &str, value: &Value, log: bool) -> Option<(f64, f64)> {
-        if !matches!(self.key.kind, Kind::Int { .. } | Kind::Float(_)) {
+        if !matches!(self.key.kind, Kind::Int { .. } | Kind::Count { .. } | Kind::Float(_)) {
             self.bad(path, value, "a list of values: this setting is no number", None);
             return None;
         }
@@ -324,7 +324,7 @@ impl AxisReader<'_> {
         log: bool,
     ) -> Option<Points> {
         let (from, to) = ends;
-        let whole = matches!(self.key.kind, Kind::Int { .. });
+        let whole = matches!(self.key.kind, Kind::Int { .. } | Kind::Count { .. });
         let mut settings: Vec<Setting> = Vec::with_capacity(steps);
         for step in 0..steps {
             let share = step as f64 / (steps - 1) as f64;

@@ -229,11 +229,20 @@ fn k_fits(view: View<'_>) -> Option<Contradiction> {
     if !view.uses("sae.k") {
         return None;
     }
-    let (k, d_sae) = (view.int("sae.k")?, view.int("sae.d_sae")?);
-    (k > d_sae).then(|| {
+    let (k, d_sae) = (view.resolved("sae.k")?, view.int("sae.d_sae")?);
+    let architecture = view.text("sae.architecture")?;
+    if k.as_int().is_none() && architecture != "batchtopk" {
+        return Some(contradiction(
+            &["sae.k", "sae.architecture"],
+            format!("sae.k = {} with sae.architecture = \"{architecture}\"", k.to_toml()),
+            "a whole k; only batchtopk keeps k on average",
+        ));
+    }
+    let above = k.as_int().map_or_else(|| k.as_float().is_some_and(|k| k > d_sae as f64), |k| k > d_sae);
+    above.then(|| {
         contradiction(
             &["sae.k", "sae.d_sae"],
-            format!("sae.k = {k} with sae.d_sae = {d_sae}"),
+            format!("sae.k = {} with sae.d_sae = {d_sae}", k.to_toml()),
             "k at most d_sae",
         )
     })
@@ -241,12 +250,16 @@ fn k_fits(view: View<'_>) -> Option<Contradiction> {
 
 fn normalisation_fits(view: View<'_>) -> Option<Contradiction> {
     let (architecture, mode) = (view.text("sae.architecture")?, view.text("sae.normalize_activations")?);
-    (architecture == "topk" && matches!(mode, "layer_norm" | "constant_norm_rescale")).then(|| Contradiction {
-        hint: Some("topk's auxiliary loss on dead latents is not defined for modes that scale every row on its own".to_owned()),
+    let has_aux_loss = matches!(architecture, "topk" | "batchtopk" | "abstopk");
+    (has_aux_loss && matches!(mode, "layer_norm" | "constant_norm_rescale")).then(|| Contradiction {
+        hint: Some(
+            "the auxiliary loss on dead latents is not defined for modes that scale every row on its own"
+                .to_owned(),
+        ),
         ..contradiction(
             &["sae.normalize_activations", "sae.architecture"],
-            format!("sae.normalize_activations = \"{mode}\" with sae.architecture = \"topk\""),
-            "for topk, one of \"none\", \"expected_average_only_in\", \"covariance_whitening\"",
+            format!("sae.normalize_activations = \"{mode}\" with sae.architecture = \"{architecture}\""),
+            "for topk and its kin, one of \"none\", \"expected_average_only_in\", \"covariance_whitening\"",
         )
     })
 }

@@ -189,7 +189,7 @@ pub(crate) fn doubt_notes(trials: &[PlannedTrial]) -> Vec<String> {
         Architecture::JumpRelu { jumprelu_sparsity_loss_mode: mode, l0_coefficient, .. } => {
             mode != SparsityLossMode::Quadratic && l0_coefficient > 1.0
         }
-        Architecture::Standard { .. } | Architecture::TopK { .. } => false,
+        _ => false,
     });
     let n = saturated.count();
     let what = if n == 1 { "1 trial has" } else { &format!("{n} trials have") };

@@ -17,6 +17,10 @@ pub(crate) enum Kind {
         min: i64,
         max: i64,
     },
+    /// A number above 0 and at most `max` that is whole, or where the setting is read so, not.
+    Count {
+        max: i64,
+    },
     /// A number in the range.
     Float(Range),
     /// Text; `empty` says whether "" is one.
@@ -55,6 +59,9 @@ impl Kind {
             Self::Bool => "true or false".to_owned(),
             Self::Int { min, max: i64::MAX } => format!("a whole number, at least {min}"),
             Self::Int { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Count { max } => {
+                format!("a whole number from 1 to {max}, or for batchtopk any number above 0")
+            }
             Self::Float(range) => {
                 let low = if range.min_open { "above" } else { "at least" };
                 let high = if range.max_open { "below" } else { "at most" };
@@ -149,7 +156,8 @@ pub(crate) const MODE: &str = "sae.jumprelu_sparsity_loss_mode";
 pub(crate) const STRATEGIES: &[&str] = &["grid", "random", "list"];
 
 const STANDARD: Used = Architectures(&["standard"]);
-const TOPK: Used = Architectures(&["topk"]);
+const TOPK: Used = Architectures(&["topk", "batchtopk", "abstopk"]);
+const BATCHTOPK: Used = Architectures(&["batchtopk"]);
 const JUMPRELU: Used = Architectures(&["jumprelu"]);
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
 
@@ -206,7 +214,7 @@ pub(crate) const KEYS: &[Key] = &[
     key(Trial, "store.dtype", Word(&["float32", "float16", "bfloat16"]), Default),
     key(Trial, "store.shuffle_buffer_rows", int(1), Default),
     key(Trial, "store.shuffle_seed", int(0), Default),
-    key(Trial, "sae.architecture", Word(&["standard", "topk", "jumprelu"]), Default),
+    key(Trial, "sae.architecture", Word(&["standard", "topk", "batchtopk", "abstopk", "jumprelu"]), Default),
     key(Trial, "sae.d_sae", Kind::Int { min: 1, max: MAX_SIZE }, Required),
     key(Trial, "sae.apply_b_dec_to_input", Bool, Default),
     key(
@@ -225,9 +233,10 @@ pub(crate) const KEYS: &[Key] = &[
     used("sae.l1_coefficient", STANDARD, at_least(0.0), Default),
     used("sae.lp_norm", STANDARD, above(0.0), Default),
     used("sae.l1_warm_up_steps", STANDARD, int(0), Default),
-    used("sae.k", TOPK, Kind::Int { min: 1, max: MAX_SIZE }, Default),
+    used("sae.k", TOPK, Kind::Count { max: MAX_SIZE }, Default),
     used("sae.aux_loss_coefficient", TOPK, at_least(0.0), Default),
     used("sae.rescale_acts_by_decoder_norm", TOPK, Bool, Default),
+    used("sae.topk_threshold_lr", BATCHTOPK, between(0.0, true, 1.0, false), Default),
     used("sae.jumprelu_init_threshold", JUMPRELU, at_least(0.0), Default),
     used("sae.jumprelu_bandwidth", JUMPRELU, above(0.0), Default),
     used("sae.jumprelu_sparsity_loss_mode", JUMPRELU, Word(&["step", "tanh", "quadratic"]), Default),

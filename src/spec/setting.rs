@@ -99,6 +99,14 @@ pub(crate) fn coerce(key: &Key, value: &Value) -> Result<Setting, Mismatch> {
             Some(Number::Broken(_)) => Err(mismatch(Fault::OutOfRange, None)),
             None => Err(wrong_type()),
         },
+        Kind::Count { max } => match number(value) {
+            Some(Number::Whole(x)) if (1..=i128::from(max)).contains(&x) => {
+                Ok(Setting::Int(i64::try_from(x).expect("invariant: the range lies within i64")))
+            }
+            Some(Number::Broken(x)) if x > 0.0 && x < max as f64 => Ok(Setting::Float(x)),
+            Some(_) => Err(mismatch(Fault::OutOfRange, None)),
+            None => Err(wrong_type()),
+        },
         Kind::Float(range) => match number(value) {
             Some(x) => {
                 // Adding 0 turns -0 into 0, so that there is one zero.
@@ -165,12 +173,15 @@ fn type_hint(key: &Key, value: &Value) -> Option<String> {
             "[{section}] holds one value for all trials; to vary it, write `{}` under [axes]",
             key.name
         )),
-        Value::String(_, text) if matches!(key.kind, Kind::Int { .. } | Kind::Float(_)) => text
-            .trim()
-            .replace('_', "")
-            .parse::<f64>()
-            .is_ok()
-            .then(|| "write the number without quotes".to_owned()),
+        Value::String(_, text)
+            if matches!(key.kind, Kind::Int { .. } | Kind::Count { .. } | Kind::Float(_)) =>
+        {
+            text.trim()
+                .replace('_', "")
+                .parse::<f64>()
+                .is_ok()
+                .then(|| "write the number without quotes".to_owned())
+        }
         Value::String(_, text) if key.kind == Kind::Bool => {
             matches!(text.as_str(), "true" | "false").then(|| "write it without quotes".to_owned())
         }

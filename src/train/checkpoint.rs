@@ -39,6 +39,8 @@ struct Header {
     tokens_in_window: u64,
     /// Losses of the last step: overall, mse, sparsity, auxiliary, l0.
     losses: [f64; 5],
+    /// The bits of a BatchTopK's threshold, so that it comes back as it was.
+    topk_threshold_bits: u64,
     /// Bytes of `metrics.jsonl` up to this step.
     metrics_bytes: u64,
     /// BLAKE3 of `state.safetensors`.
@@ -101,6 +103,7 @@ pub(super) fn save(
             step: trainer.steps,
             tokens_in_window: trainer.firing.tokens_in_window,
             losses: [losses.overall, losses.mse, losses.sparsity, losses.auxiliary, losses.l0],
+            topk_threshold_bits: trainer.topk_threshold.to_bits(),
             metrics_bytes,
             state_blake3: hash(&state)?,
         };
@@ -179,6 +182,7 @@ fn read(folder: &Path, job: &TrialJob, trainer: &mut Trainer, metrics_bytes: u64
     firing.tokens_in_window = header.tokens_in_window;
     let [overall, mse, sparsity, auxiliary, l0] = header.losses;
     trainer.steps = header.step;
+    trainer.topk_threshold = f64::from_bits(header.topk_threshold_bits);
     trainer.losses = StepLosses { overall, mse, sparsity, auxiliary, l0 };
     Ok(header.metrics_bytes)
 }

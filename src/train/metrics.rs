@@ -37,8 +37,8 @@ pub struct LogLine {
     pub learning_rate: f64,
     /// Tokens trained on.
     pub n_training_samples: u64,
-    /// Name and value of the sparsity loss' coefficient in the step to come, where the architecture has one.
-    pub coefficient: Option<(&'static str, f64)>,
+    /// What else the architecture has: its sparsity loss' coefficient in the step to come, its threshold.
+    pub own_details: Vec<(&'static str, f64)>,
 }
 
 impl LogLine {
@@ -56,7 +56,7 @@ impl LogLine {
             ("details/current_learning_rate", self.learning_rate),
             ("details/n_training_samples", self.n_training_samples as f64),
         ]);
-        values.extend(self.coefficient);
+        values.extend(&self.own_details);
         values.retain(|(_, value)| value.is_finite());
         values
     }
@@ -179,7 +179,7 @@ mod tests {
             dead_features: 2,
             learning_rate: 1e-4,
             n_training_samples: 960,
-            coefficient: Some(("details/l1_coefficient", 5.0)),
+            own_details: vec![("details/l1_coefficient", 5.0)],
         };
         assert_eq!(
             line.to_json(),

@@ -11,6 +11,7 @@ mod metrics;
 mod resume_tests;
 mod run;
 mod schedules;
+mod steps;
 mod trainer;
 
 pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     kernels::Pool,
     sae::Normalizer,
-    trial::{SaeConfig, TrialJob},
+    trial::{Architecture, SaeConfig, TrialJob},
 };
 use serde_json::json;
 use std::{
@@ -66,6 +66,16 @@ fn jumprelu_sae() -> SaeConfig {
         "jumprelu_ste_to_input": true, "target_l0": 0.0
     }))
     .unwrap()
+}
+
+fn batch_topk_sae() -> SaeConfig {
+    let architecture = Architecture::BatchTopK {
+        k: 1.7,
+        topk_threshold_lr: 0.1,
+        aux_loss_coefficient: 1.0,
+        rescale_acts_by_decoder_norm: true,
+    };
+    SaeConfig { architecture, ..topk_sae() }
 }
 
 fn topk_sae() -> SaeConfig {
@@ -152,7 +162,7 @@ fn undisturbed(job: &TrialJob) -> (Trained, Vec<u8>) {
 
 #[test]
 fn a_killed_run_continues_to_the_same_bits() {
-    for sae in [job().config.sae, topk_sae(), jumprelu_sae()] {
+    for sae in [job().config.sae, topk_sae(), batch_topk_sae(), jumprelu_sae()] {
         let mut job = job();
         job.config.sae = sae;
         let whole = undisturbed(&job);

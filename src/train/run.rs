@@ -122,18 +122,20 @@ fn check(config: &TrialConfig) -> Result<(), TrainError> {
             }
             return Ok(());
         }
-        Architecture::TopK { k, aux_loss_coefficient, .. } => (k, aux_loss_coefficient),
+        Architecture::TopK { k, aux_loss_coefficient, .. }
+        | Architecture::AbsTopK { k, aux_loss_coefficient, .. } => (k as f64, aux_loss_coefficient),
+        Architecture::BatchTopK { k, aux_loss_coefficient, .. } => (k, aux_loss_coefficient),
     };
-    if k == 0 || k > config.sae.d_sae {
+    if !(k > 0.0 && k <= config.sae.d_sae as f64) {
         return Err(TrainError::Setting(format!(
-            "sae.k is {k}, expected 1 to sae.d_sae = {}",
+            "sae.k is {k}, expected a number above 0 and at most sae.d_sae = {}",
             config.sae.d_sae
         )));
     }
     let per_row = Normalizer::run_time(config.sae.normalize_activations).is_per_row();
     if per_row && aux_loss_coefficient != 0.0 {
         return Err(TrainError::Setting(
-            "the auxiliary loss of topk is not defined for sae.normalize_activations = layer_norm or \
+            "the auxiliary loss on dead latents is not defined for sae.normalize_activations = layer_norm or \
              constant_norm_rescale; set sae.aux_loss_coefficient = 0"
                 .to_owned(),
         ));

@@ -6,15 +6,12 @@
 use super::{
     firing::Firing,
     metrics::{ExplainedVariance, LogLine},
-    schedules::{learning_rate, sparsity_coefficient},
+    schedules::learning_rate,
 };
 use crate::{
-    kernels::{
-        self, AdamStep, JumpReluStep, Params, Pool, Shape, SparsityMode, StandardStep, StepLosses, TopKStep,
-        Workspace,
-    },
+    kernels::{self, AdamStep, Params, Pool, Shape, StepLosses, Workspace},
     sae::{self, Normalizer, RowScales, Sae},
-    trial::{Architecture, NormalizeActivations, SaeConfig, SparsityLossMode, TrainConfig},
+    trial::{Architecture, NormalizeActivations, SaeConfig, TrainConfig},
 };
 
 /// All gradients together are clipped to this norm, as in SAELens, where it is no setting either.
@@ -25,8 +22,8 @@ const ADAM_EPS: f64 = 1e-8;
 
 /// Everything a run carries from step to step. The public parts are what a checkpoint holds.
 pub struct Trainer {
-    sae: SaeConfig,
-    train: TrainConfig,
+    pub(super) sae: SaeConfig,
+    pub(super) train: TrainConfig,
     d_in: usize,
     normalizer: Normalizer,
     /// Weights in the scaled space.
@@ -41,9 +38,11 @@ pub struct Trainer {
     pub steps: u64,
     /// Losses of the last step.
     pub losses: StepLosses,
-    grads: Params,
-    ws: Workspace,
-    scaled: Vec<f32>,
+    /// Where a BatchTopK's threshold has come to: a moving average of the least value kept, from 0.
+    pub topk_threshold: f64,
+    pub(super) grads: Params,
+    pub(super) ws: Workspace,
+    pub(super) scaled: Vec<f32>,
     scales: RowScales,
     target: Vec<f32>,
     weight: Vec<f32>,
@@ -112,6 +111,7 @@ impl Trainer {
             firing: Firing::new(sae.d_sae),
             steps: 0,
             losses: StepLosses::default(),
+            topk_threshold: 0.0,
             ws: Workspace::new(shape, pool),
             scaled: vec![0.0; batch],
             scales: RowScales::default(),
@@ -156,61 +156,6 @@ impl Trainer {
         &self.grads
     }
 
-    /// Losses of the scaled batch; their gradients go to `self.grads`.
-    fn gradients(&mut self, pool: &Pool) -> StepLosses {
-        let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
-        match self.sae.architecture {
-            Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } => {
-                let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, self.steps);
-                let step = StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input };
-                kernels::standard_step(pool, &mut self.ws, &self.params, &step, &self.scaled, &mut self.grads)
-            }
-            Architecture::TopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
-                let dead = self.firing.dead(self.train.dead_feature_window);
-                let step =
-                    TopKStep { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, apply_b_dec_to_input };
-                kernels::topk_step(
-                    pool,
-                    &mut self.ws,
-                    &self.params,
-                    &step,
-                    &dead,
-                    &self.scaled,
-                    &mut self.grads,
-                )
-            }
-            Architecture::JumpRelu {
-                jumprelu_bandwidth: bandwidth,
-                jumprelu_sparsity_loss_mode,
-                l0_coefficient: last,
-                l0_warm_up_steps,
-                pre_act_loss_coefficient,
-                jumprelu_tanh_scale: scale,
-                jumprelu_ste_to_input: ste_to_input,
-                target_l0,
-                ..
-            } => {
-                // Below 0 a threshold would let negative pre-activations through.
-                self.params.threshold.iter_mut().filter(|theta| **theta < 0.0).for_each(|theta| *theta = 0.0);
-                let step = JumpReluStep {
-                    mode: match jumprelu_sparsity_loss_mode {
-                        SparsityLossMode::Step => SparsityMode::Step,
-                        SparsityLossMode::Tanh => SparsityMode::Tanh { scale },
-                        SparsityLossMode::Quadratic => SparsityMode::Quadratic { target_l0 },
-                    },
-                    l0_coefficient: sparsity_coefficient(last, l0_warm_up_steps, self.steps),
-                    bandwidth,
-                    pre_act_loss_coefficient,
-                    ste_to_input,
-                    apply_b_dec_to_input,
-                };
-                let dead = self.firing.dead(self.train.dead_feature_window);
-                let Self { ws, params, scaled, grads, .. } = self;
-                kernels::jumprelu_step(pool, ws, params, &step, &dead, scaled, grads)
-            }
-        }
-    }
-
     /// The line of `metrics.jsonl` for the step just done on batch `x`.
     pub fn log_line(&self, x: &[f32]) -> LogLine {
         let explained = if self.normalizer.is_per_row() {
@@ -221,27 +166,7 @@ impl Trainer {
         } else {
             ExplainedVariance::of(&self.scaled, self.ws.reconstruction(), self.d_in)
         };
-        let StepLosses { sparsity, auxiliary, .. } = self.losses;
-        let coefficient = |last, warm_up_steps| sparsity_coefficient(last, warm_up_steps, self.steps);
-        let (own_losses, coefficient) = match self.sae.architecture {
-            Architecture::Standard { l1_coefficient: last, l1_warm_up_steps, .. } => (
-                vec![("losses/l1_loss", sparsity)],
-                Some(("details/l1_coefficient", coefficient(last, l1_warm_up_steps))),
-            ),
-            Architecture::TopK { .. } => (vec![("losses/auxiliary_reconstruction_loss", sparsity)], None),
-            Architecture::JumpRelu {
-                l0_coefficient: last,
-                l0_warm_up_steps,
-                pre_act_loss_coefficient,
-                ..
-            } => {
-                let mut losses = vec![("losses/l0_loss", sparsity)];
-                if pre_act_loss_coefficient != 0.0 {
-                    losses.push(("losses/pre_act_loss", auxiliary));
-                }
-                (losses, Some(("details/l0_coefficient", coefficient(last, l0_warm_up_steps))))
-            }
-        };
+        let (own_losses, own_details) = self.own_values();
         LogLine {
             step: self.steps,
             overall_loss: self.losses.overall,
@@ -253,7 +178,7 @@ impl Trainer {
             dead_features: self.firing.n_dead(self.train.dead_feature_window),
             learning_rate: learning_rate(&self.train, self.steps),
             n_training_samples: self.steps * self.train.batch_size as u64,
-            coefficient,
+            own_details,
         }
     }
 
@@ -261,10 +186,9 @@ impl Trainer {
     pub fn finish(self, pool: &Pool) -> Trained {
         let mut cfg = self.sae;
         let mut params = self.params;
+        let mut topk_threshold = self.topk_threshold;
         if let Normalizer::Whiten { whitening, .. } = &self.normalizer {
-            if let Architecture::TopK { rescale_acts_by_decoder_norm: rescale @ true, .. } =
-                &mut cfg.architecture
-            {
+            if let Some(rescale @ true) = cfg.architecture.rescale_acts_by_decoder_norm() {
                 // Undoing the whitening changes the decoder's norms, and with them the choice of the k
                 // largest; with the norms already in the encoder it does not depend on them.
                 sae::fold_decoder_norms(&mut params, self.d_in);
@@ -274,13 +198,21 @@ impl Trainer {
         }
         if let Normalizer::Scale(factor) = self.normalizer {
             sae::fold_scale(&mut params, factor);
+            if matches!(cfg.architecture.rescale_acts_by_decoder_norm(), Some(true)) {
+                // It is in units of decoder norms, which were just divided by the factor.
+                topk_threshold /= factor;
+            }
         }
         if !self.normalizer.is_per_row() {
             cfg.normalize_activations = NormalizeActivations::None;
         }
-        if matches!(cfg.architecture, Architecture::TopK { rescale_acts_by_decoder_norm: true, .. }) {
+        if matches!(cfg.architecture.rescale_acts_by_decoder_norm(), Some(true)) {
             // As SAELens exports it: the setting stays, and has nothing left to do.
             sae::fold_decoder_norms(&mut params, self.d_in);
+        }
+        if let Architecture::BatchTopK { .. } = cfg.architecture {
+            params.threshold = vec![topk_threshold as f32; cfg.d_sae];
+            cfg.architecture = Architecture::jumprelu_trained_otherwise();
         }
         Trained {
             sparsity: self.firing.log10_frequency(),

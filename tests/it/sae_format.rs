@@ -25,6 +25,10 @@ fn topk(k: usize, rescale_acts_by_decoder_norm: bool) -> Architecture {
     Architecture::TopK { k, aux_loss_coefficient: 1.0, rescale_acts_by_decoder_norm }
 }
 
+fn abstopk(k: usize, rescale_acts_by_decoder_norm: bool) -> Architecture {
+    Architecture::AbsTopK { k, aux_loss_coefficient: 1.0, rescale_acts_by_decoder_norm }
+}
+
 fn jumprelu() -> Architecture {
     Architecture::JumpRelu {
         jumprelu_init_threshold: 0.02,
@@ -122,9 +126,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn what_is_written_is_read_back(
-        d_in in 1_usize..40, d_sae in 1_usize..70, which in 0_usize..3, b_dec: bool, mode in 0_usize..5, seed: u32
+        d_in in 1_usize..40, d_sae in 1_usize..70, which in 0_usize..4, b_dec: bool, mode in 0_usize..5, seed: u32
     ) {
-        let mut config = config([topk(1, b_dec), standard(), jumprelu()][which].clone(), d_sae);
+        let mut config = config([topk(1, b_dec), standard(), jumprelu(), abstopk(1, b_dec)][which].clone(), d_sae);
         config.sae.apply_b_dec_to_input = b_dec;
         config.sae.normalize_activations = [
             NormalizeActivations::None,
@@ -286,7 +290,7 @@ fn what_does_not_fit_is_refused_with_both_sides() {
         load(Path::new("/nowhere/at/all")).unwrap_err().to_string(),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    SAE/cfg.json has `architecture` = "gated", expected "standard", "topk" or "jumprelu"
+    SAE/cfg.json has `architecture` = "gated", expected "standard", "topk", "abstopk" or "jumprelu"
     SAE/cfg.json lacks `architecture`
     SAE/cfg.json lacks `d_in`
     SAE/cfg.json has `d_sae` = -4, expected a positive whole number

@@ -6,7 +6,7 @@ use saesweep::{
     kernels::{Params, Pool},
     sae::{Normalizer, Whitening},
     train::{LogLine, Trainer, learning_rate, sparsity_coefficient},
-    trial::{LrScheduler, SaeConfig, TrainConfig},
+    trial::{Architecture, LrScheduler, SaeConfig, TrainConfig},
 };
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
@@ -154,6 +154,12 @@ fn follow(golden: &Golden, name: &str, case: &Value, threads: usize) -> Worst {
             settings.entry(key.clone()).or_insert_with(|| value.clone());
         }
         settings.insert("decoder_init_norm".to_owned(), json!(0.1));
+        if case["sae"]["architecture"] != settings["architecture"] {
+            // The settings of another architecture, which it was trained as, are not part of it.
+            assert_eq!(settings["architecture"], "jumprelu");
+            let Value::Object(own) = json!(Architecture::jumprelu_trained_otherwise()) else { panic!() };
+            settings.extend(own);
+        }
         serde_json::from_value(Value::Object(settings)).unwrap()
     };
     assert_eq!(trained.sae.cfg, exported, "{name}");
@@ -215,6 +221,16 @@ fn standard_follows_the_real_trainer() {
 #[test]
 fn topk_follows_the_real_trainer() {
     follow_all("topk");
+}
+
+#[test]
+fn batchtopk_follows_the_real_trainer() {
+    follow_all("batchtopk");
+}
+
+#[test]
+fn abstopk_follows_the_real_trainer() {
+    follow_all("abstopk");
 }
 
 #[test]

@@ -223,8 +223,8 @@ fn settings_that_no_step_could_honour_are_refused() {
         ]
         .join("\n"),
         @r"
-    sae.k is 41, expected 1 to sae.d_sae = 40
-    the auxiliary loss of topk is not defined for sae.normalize_activations = layer_norm or constant_norm_rescale; set sae.aux_loss_coefficient = 0
+    sae.k is 41, expected a number above 0 and at most sae.d_sae = 40
+    the auxiliary loss on dead latents is not defined for sae.normalize_activations = layer_norm or constant_norm_rescale; set sae.aux_loss_coefficient = 0
     the store has 1280 rows, fewer than one batch of 5000
     "
     );

@@ -1,0 +1,115 @@
+//! What each architecture does in a step, and the names of its own losses.
+
+use super::{schedules::sparsity_coefficient, trainer::Trainer};
+use crate::{
+    kernels::{
+        BatchTopKStep, JumpReluStep, Pool, SparsityMode, StandardStep, StepLosses, TopKStep, abs_topk_step,
+        batch_topk_step, jumprelu_step, standard_step, topk_step,
+    },
+    trial::{Architecture, SparsityLossMode},
+};
+
+/// Names and values of a line of metrics.
+type Values = Vec<(&'static str, f64)>;
+
+impl Trainer {
+    /// Losses of the scaled batch; their gradients go to `self.grads`.
+    pub(super) fn gradients(&mut self, pool: &Pool) -> StepLosses {
+        let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
+        let window = self.train.dead_feature_window;
+        let Self { ws, params, scaled: x, grads, firing, steps, .. } = self;
+        match self.sae.architecture {
+            Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } => {
+                let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, *steps);
+                let step = StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input };
+                standard_step(pool, ws, params, &step, x, grads)
+            }
+            Architecture::TopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
+                let step =
+                    TopKStep { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, apply_b_dec_to_input };
+                topk_step(pool, ws, params, &step, &firing.dead(window), x, grads)
+            }
+            Architecture::AbsTopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
+                let step =
+                    TopKStep { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, apply_b_dec_to_input };
+                abs_topk_step(pool, ws, params, &step, &firing.dead(window), x, grads)
+            }
+            Architecture::BatchTopK {
+                k,
+                topk_threshold_lr: rate,
+                aux_loss_coefficient,
+                rescale_acts_by_decoder_norm,
+            } => {
+                let step = BatchTopKStep {
+                    k,
+                    aux_loss_coefficient,
+                    rescale_acts_by_decoder_norm,
+                    apply_b_dec_to_input,
+                };
+                let losses = batch_topk_step(pool, ws, params, &step, &firing.dead(window), x, grads);
+                if let Some(least) = ws.smallest_kept() {
+                    self.topk_threshold = (1.0 - rate) * self.topk_threshold + rate * f64::from(least);
+                }
+                losses
+            }
+            Architecture::JumpRelu {
+                jumprelu_bandwidth: bandwidth,
+                jumprelu_sparsity_loss_mode,
+                l0_coefficient: last,
+                l0_warm_up_steps,
+                pre_act_loss_coefficient,
+                jumprelu_tanh_scale: scale,
+                jumprelu_ste_to_input: ste_to_input,
+                target_l0,
+                ..
+            } => {
+                // Below 0 a threshold would let negative pre-activations through.
+                params.threshold.iter_mut().filter(|theta| **theta < 0.0).for_each(|theta| *theta = 0.0);
+                let step = JumpReluStep {
+                    mode: match jumprelu_sparsity_loss_mode {
+                        SparsityLossMode::Step => SparsityMode::Step,
+                        SparsityLossMode::Tanh => SparsityMode::Tanh { scale },
+                        SparsityLossMode::Quadratic => SparsityMode::Quadratic { target_l0 },
+                    },
+                    l0_coefficient: sparsity_coefficient(last, l0_warm_up_steps, *steps),
+                    bandwidth,
+                    pre_act_loss_coefficient,
+                    ste_to_input,
+                    apply_b_dec_to_input,
+                };
+                jumprelu_step(pool, ws, params, &step, &firing.dead(window), x, grads)
+            }
+        }
+    }
+
+    /// The architecture's own losses of the last step, and what else it logs.
+    pub(super) fn own_values(&self) -> (Values, Values) {
+        let StepLosses { sparsity, auxiliary, .. } = self.losses;
+        let coefficient = |last, warm_up_steps| sparsity_coefficient(last, warm_up_steps, self.steps);
+        match self.sae.architecture {
+            Architecture::Standard { l1_coefficient: last, l1_warm_up_steps, .. } => (
+                vec![("losses/l1_loss", sparsity)],
+                vec![("details/l1_coefficient", coefficient(last, l1_warm_up_steps))],
+            ),
+            Architecture::TopK { .. } | Architecture::AbsTopK { .. } => {
+                (vec![("losses/auxiliary_reconstruction_loss", sparsity)], Vec::new())
+            }
+            Architecture::BatchTopK { .. } => (
+                vec![("losses/auxiliary_reconstruction_loss", sparsity)],
+                vec![("metrics/topk_threshold", self.topk_threshold)],
+            ),
+            Architecture::JumpRelu {
+                l0_coefficient: last,
+                l0_warm_up_steps,
+                pre_act_loss_coefficient,
+                ..
+            } => {
+                let mut losses = vec![("losses/l0_loss", sparsity)];
+                if pre_act_loss_coefficient != 0.0 {
+                    losses.push(("losses/pre_act_loss", auxiliary));
+                }
+                (losses, vec![("details/l0_coefficient", coefficient(last, l0_warm_up_steps))])
+            }
+        }
+    }
+}
