@@ -136,6 +136,13 @@ pub enum Architecture {
         /// Steps over which the weight rises from 0.
         l1_warm_up_steps: u64,
     },
+    /// Gates decide which latents are active, magnitudes by how much (Rajamanoharan et al. 2024).
+    Gated {
+        /// Weight of the sparsity loss on gates.
+        l1_coefficient: f64,
+        /// Steps over which the weight rises from 0.
+        l1_warm_up_steps: u64,
+    },
     /// The k largest pre-activations of every token (Gao et al. 2024).
     #[serde(rename = "topk")]
     TopK {
@@ -220,6 +227,7 @@ impl Architecture {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Standard { .. } => "standard",
+            Self::Gated { .. } => "gated",
             Self::TopK { .. } => "topk",
             Self::BatchTopK { .. } => "batchtopk",
             Self::AbsTopK { .. } => "abstopk",
@@ -248,7 +256,7 @@ impl Architecture {
             Self::TopK { rescale_acts_by_decoder_norm, .. }
             | Self::BatchTopK { rescale_acts_by_decoder_norm, .. }
             | Self::AbsTopK { rescale_acts_by_decoder_norm, .. } => Some(rescale_acts_by_decoder_norm),
-            Self::Standard { .. } | Self::JumpRelu { .. } => None,
+            Self::Standard { .. } | Self::Gated { .. } | Self::JumpRelu { .. } => None,
         }
     }
 }

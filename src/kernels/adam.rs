@@ -95,7 +95,7 @@ fn norm_of_gradients(pool: &Pool, grads: &Params) -> f64 {
         let square = unsafe { shared.at(index) };
         isa.run(SquareTile { grads, d_in, latents: index * TILE..((index + 1) * TILE).min(d_sae), square });
     });
-    let rest = grads.b_dec.iter().chain(&grads.threshold);
+    let rest = grads.arrays().into_iter().skip(4).chain([&*grads.b_dec]).flatten();
     let rest: f64 = rest.map(|&value| f64::from(value) * f64::from(value)).sum();
     (squares.iter().sum::<f64>() + rest).sqrt()
 }
@@ -165,6 +165,8 @@ fn adam_with(
     bias(&mut params.b_enc, &grads.b_enc, &mut m.b_enc, &mut v.b_enc);
     bias(&mut params.b_dec, &grads.b_dec, &mut m.b_dec, &mut v.b_dec);
     bias(&mut params.threshold, &grads.threshold, &mut m.threshold, &mut v.threshold);
+    bias(&mut params.r_mag, &grads.r_mag, &mut m.r_mag, &mut v.r_mag);
+    bias(&mut params.b_mag, &grads.b_mag, &mut m.b_mag, &mut v.b_mag);
 }
 
 /// Both weight matrices, for tasks that each take their own rows.
@@ -312,6 +314,7 @@ mod tests {
     fn random(d_in: usize, d_sae: usize, scale: f32, numbers: &mut Numbers) -> Params {
         let mut params = Params::zeros(d_in, d_sae);
         params.threshold = vec![0.0; d_sae];
+        (params.r_mag, params.b_mag) = (vec![0.0; d_sae], vec![0.0; d_sae]);
         for array in params.arrays_mut() {
             array.fill_with(|| scale * numbers.grid(1 << 20));
         }

@@ -16,6 +16,8 @@ pub enum Activation {
     Relu,
     /// All with a positive pre-activation above the latent's threshold.
     JumpRelu,
+    /// Those whose gate is open and whose magnitude is positive, which is their value.
+    Gated,
     /// The k largest; of equal values the lower index wins.
     TopK {
         /// Latents kept per token.
@@ -73,6 +75,7 @@ pub fn encode(
         match *activation {
             Activation::Relu => ws.gather_positive(pool, params),
             Activation::JumpRelu => ws.gather_active(pool, params),
+            Activation::Gated => ws.gather_gated(pool, params),
             Activation::TopK { k, rescale, by_magnitude } => {
                 ws.gather_largest(pool, params, Choice::OfToken { k, by_magnitude }, rescale, None);
             }

@@ -123,6 +123,7 @@ pub fn jumprelu_step(
         x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
         pulls: &[active, Pull { lists: &ws.aux_lists, decoded: false, ..active }],
         bias_in_input: step.apply_b_dec_to_input,
+        pulls_on_bias: 1,
     };
     let sums = pass.run(pool, &mut ws.weight_space, grads);
     ws.grad_squares = sums.squares;

@@ -17,6 +17,7 @@ pub mod reference;
 mod adam;
 mod aim;
 mod batch_topk;
+mod gated;
 mod infer;
 mod jumprelu;
 mod standard;
@@ -47,6 +48,7 @@ mod testing;
 
 pub use adam::{AdamStep, adam, clip_and_adam};
 pub use batch_topk::{BatchTopKStep, batch_topk_step};
+pub use gated::{GatedStep, gated_step};
 pub use infer::{Activation, SparseActs, decode, encode};
 pub use isa::Isa;
 pub use jumprelu::{JumpReluStep, SparsityMode, jumprelu_step};

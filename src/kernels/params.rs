@@ -27,6 +27,10 @@ pub struct Params<T = f32> {
     pub b_dec: Vec<T>,
     /// What a pre-activation must exceed for its latent to be active, (F) in a JumpReLU; else empty.
     pub threshold: Vec<T>,
+    /// Log of a magnitude's scale, (F) in a gated SAE, whose `b_enc` is the bias of its gates; else empty.
+    pub r_mag: Vec<T>,
+    /// Bias of a magnitude, (F) in a gated SAE; else empty.
+    pub b_mag: Vec<T>,
 }
 
 impl<T: Copy + Default> Params<T> {
@@ -43,9 +47,9 @@ impl<T: Copy + Default> Params<T> {
 
     /// All zeros, of the parameters that this one has.
     pub fn zeros_like(&self) -> Self {
-        let [b_dec, w_dec, w_enc, b_enc, threshold] =
+        let [b_dec, w_dec, w_enc, b_enc, threshold, r_mag, b_mag] =
             self.arrays().map(|array| vec![T::default(); array.len()]);
-        Self { w_enc, w_dec, b_enc, b_dec, threshold }
+        Self { w_enc, w_dec, b_enc, b_dec, threshold, r_mag, b_mag }
     }
 
     /// D: width of one activation.
@@ -59,16 +63,24 @@ impl<T: Copy + Default> Params<T> {
     }
 
     /// Names of the arrays, in the order of [`Params::arrays`].
-    pub const NAMES: [&str; 5] = ["b_dec", "w_dec", "w_enc", "b_enc", "threshold"];
+    pub const NAMES: [&str; 7] = ["b_dec", "w_dec", "w_enc", "b_enc", "threshold", "r_mag", "b_mag"];
 
     /// All arrays, empty ones too.
-    pub fn arrays(&self) -> [&[T]; 5] {
-        [&self.b_dec, &self.w_dec, &self.w_enc, &self.b_enc, &self.threshold]
+    pub fn arrays(&self) -> [&[T]; 7] {
+        [&self.b_dec, &self.w_dec, &self.w_enc, &self.b_enc, &self.threshold, &self.r_mag, &self.b_mag]
     }
 
     /// [`Params::arrays`], to be written.
-    pub fn arrays_mut(&mut self) -> [&mut [T]; 5] {
-        [&mut self.b_dec, &mut self.w_dec, &mut self.w_enc, &mut self.b_enc, &mut self.threshold]
+    pub fn arrays_mut(&mut self) -> [&mut [T]; 7] {
+        [
+            &mut self.b_dec,
+            &mut self.w_dec,
+            &mut self.w_enc,
+            &mut self.b_enc,
+            &mut self.threshold,
+            &mut self.r_mag,
+            &mut self.b_mag,
+        ]
     }
 
     /// Panics unless the arrays have the lengths of one SAE with these sizes.
@@ -77,24 +89,29 @@ impl<T: Copy + Default> Params<T> {
         assert_eq!(self.b_enc.len(), d_sae, "b_enc has one value per latent");
         assert_eq!(self.w_enc.len(), d_in * d_sae, "w_enc is (F, D)");
         assert_eq!(self.w_dec.len(), d_in * d_sae, "w_dec is (F, D)");
-        assert!([0, d_sae].contains(&self.threshold.len()), "threshold has one value per latent, or none");
+        for array in [&self.threshold, &self.r_mag, &self.b_mag] {
+            assert!(
+                [0, d_sae].contains(&array.len()),
+                "a setting of latents has one value for each, or none"
+            );
+        }
     }
 }
 
 impl Params<f32> {
     /// The same values in double precision, for [`super::reference`].
     pub fn to_f64(&self) -> Params<f64> {
-        let [b_dec, w_dec, w_enc, b_enc, threshold] =
+        let [b_dec, w_dec, w_enc, b_enc, threshold, r_mag, b_mag] =
             self.arrays().map(|array| array.iter().map(|&value| f64::from(value)).collect());
-        Params { w_enc, w_dec, b_enc, b_dec, threshold }
+        Params { w_enc, w_dec, b_enc, b_dec, threshold, r_mag, b_mag }
     }
 }
 
 impl Params<f64> {
     /// The same values rounded to single precision.
     pub fn to_f32(&self) -> Params<f32> {
-        let [b_dec, w_dec, w_enc, b_enc, threshold] =
+        let [b_dec, w_dec, w_enc, b_enc, threshold, r_mag, b_mag] =
             self.arrays().map(|array| array.iter().map(|&value| value as f32).collect());
-        Params { w_enc, w_dec, b_enc, b_dec, threshold }
+        Params { w_enc, w_dec, b_enc, b_dec, threshold, r_mag, b_mag }
     }
 }

@@ -4,9 +4,11 @@
 //! weights (F, D), activations (B, F). The kernels are tested against this file, and this file against
 //! finite differences of its own losses. It is slow and meant to be.
 
+mod gated;
 mod jumprelu;
 mod topk;
 
+pub use gated::gated_step;
 pub use jumprelu::{aimed_jumprelu_step, jumprelu_step};
 pub use topk::{abs_topk_step, aimed_topk_step, batch_topk_step, topk_step};
 

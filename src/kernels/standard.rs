@@ -73,6 +73,7 @@ pub fn standard_step(
         x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
         pulls: &[Pull { lists: &ws.lists, g, decoded: true, loss: has_l1.then_some(EntryLoss::L1(l1)) }],
         bias_in_input: step.apply_b_dec_to_input,
+        pulls_on_bias: 1,
     };
     let sums = pass.run(pool, &mut ws.weight_space, grads);
     ws.grad_squares = sums.squares;

@@ -62,6 +62,8 @@ impl Problem {
         grads.b_enc.fill(-3.0);
         grads.b_dec.fill(5.0);
         grads.threshold = vec![9.0; self.params.threshold.len()];
+        grads.r_mag = vec![9.0; self.params.r_mag.len()];
+        grads.b_mag = vec![9.0; self.params.b_mag.len()];
         grads
     }
 
@@ -107,6 +109,8 @@ pub(crate) fn check_params(what: &str, found: &Params, expected: &Params<f64>) {
     check_close(&format!("{what} b_enc"), &found.b_enc, &expected.b_enc);
     check_close(&format!("{what} b_dec"), &found.b_dec, &expected.b_dec);
     check_close(&format!("{what} threshold"), &found.threshold, &expected.threshold);
+    check_close(&format!("{what} r_mag"), &found.r_mag, &expected.r_mag);
+    check_close(&format!("{what} b_mag"), &found.b_mag, &expected.b_mag);
 }
 
 /// Panics unless the two losses agree within [`TOLERANCE`].

@@ -136,6 +136,7 @@ pub(super) fn largest_step(
         x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
         pulls: &pulls[..if k_aux > 0 { 2 } else { 1 }],
         bias_in_input: step.apply_b_dec_to_input,
+        pulls_on_bias: 1,
     };
     ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
 

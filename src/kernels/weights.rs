@@ -53,6 +53,8 @@ pub(super) struct Pull<'a> {
 pub(super) enum EntryLoss<'a> {
     L1(L1<'a>),
     Jumps(Jumps<'a>),
+    /// None of their own; but the entries are magnitudes of a gated SAE.
+    Magnitudes,
 }
 
 /// The loss `scale * sum_b |f_b * n|_p` with `n_i = |W_dec,i|`.
@@ -74,6 +76,8 @@ pub(super) struct WeightPass<'a> {
     pub(super) pulls: &'a [Pull<'a>],
     /// Whether `b_dec` stands in the encoder's input.
     pub(super) bias_in_input: bool,
+    /// The first so many pulls are on the decoder bias, too.
+    pub(super) pulls_on_bias: usize,
 }
 
 /// Memory of the pass, kept between steps.
@@ -106,7 +110,7 @@ struct TileSpace {
 }
 
 impl WeightPass<'_> {
-    /// Writes all gradients. The decoder bias is pulled by the first pull's `g`.
+    /// Writes all gradients.
     pub(super) fn run(&self, pool: &Pool, space: &mut WeightSpace, grads: &mut Params) -> Sums {
         let d_in = self.params.d_in();
         let n_tiles = self.order.len().div_ceil(TILE);
@@ -137,6 +141,8 @@ impl WeightPass<'_> {
                 w_dec: Disjoint::new(&mut grads.w_dec),
                 b_enc: Disjoint::new(&mut grads.b_enc),
                 threshold: Disjoint::new(&mut grads.threshold),
+                r_mag: Disjoint::new(&mut grads.r_mag),
+                b_mag: Disjoint::new(&mut grads.b_mag),
             };
             pool.run(n_tiles, &|index| {
                 // SAFETY: one tile per task.
@@ -150,7 +156,8 @@ impl WeightPass<'_> {
                 });
             });
         }
-        let bias_squares = decoder_bias_gradient(pool, self.pulls[0].g, bias, &mut grads.b_dec);
+        let bias_squares =
+            decoder_bias_gradient(pool, &self.pulls[..self.pulls_on_bias], bias, &mut grads.b_dec);
         Sums {
             squares: tiles.iter().map(|tile| tile.squares).sum::<f64>() + bias_squares,
             sparsity: tiles.iter().map(|tile| tile.sparsity).sum(),
@@ -169,6 +176,8 @@ struct Out<'a> {
     b_enc: Disjoint<'a, f32>,
     /// Empty where the SAE has none.
     threshold: Disjoint<'a, f32>,
+    r_mag: Disjoint<'a, f32>,
+    b_mag: Disjoint<'a, f32>,
 }
 
 struct WeightTile<'a> {
@@ -190,7 +199,11 @@ struct Group {
     written: [bool; GROUP],
     /// Sums of the gradients of the pre-activations.
     totals: [f64; GROUP],
+    /// The part of them that comes from magnitudes, which have a bias of their own.
+    of_magnitudes: [f64; GROUP],
     thresholds: [f64; GROUP],
+    r_mag: [f64; GROUP],
+    b_mag: [f64; GROUP],
 }
 
 impl Kernel for WeightTile<'_> {
@@ -208,7 +221,10 @@ impl Kernel for WeightTile<'_> {
                 w_dec: [std::ptr::null_mut(); GROUP],
                 written: [false; GROUP],
                 totals: [0.0; GROUP],
+                of_magnitudes: [0.0; GROUP],
                 thresholds: [0.0; GROUP],
+                r_mag: [0.0; GROUP],
+                b_mag: [0.0; GROUP],
             };
             for (j, &latent) in members.iter().enumerate() {
                 // SAFETY: each latent stands once in the order, and each tile belongs to one task; the
@@ -222,18 +238,23 @@ impl Kernel for WeightTile<'_> {
                 self.pull::<S>(nth_pull, nth * GROUP, members, &mut group);
             }
             for (j, &latent) in members.iter().enumerate() {
-                if !params.threshold.is_empty() {
+                let own = [
+                    (&params.threshold, &self.out.threshold, group.thresholds[j]),
+                    (&params.r_mag, &self.out.r_mag, group.r_mag[j]),
+                    (&params.b_mag, &self.out.b_mag, group.b_mag[j]),
+                ];
+                for (_, out, gradient) in own.into_iter().filter(|(array, ..)| !array.is_empty()) {
+                    let gradient = gradient as f32;
+                    self.sums.squares += f64::from(gradient) * f64::from(gradient);
                     // SAFETY: as above.
-                    let threshold = unsafe { self.out.threshold.at(latent as usize) };
-                    *threshold = group.thresholds[j] as f32;
-                    self.sums.squares += f64::from(*threshold) * f64::from(*threshold);
+                    unsafe { *out.at(latent as usize) = gradient };
                 }
                 // SAFETY: as above.
                 let b_enc = unsafe { self.out.b_enc.at(latent as usize) };
                 if group.written[j] {
                     // Adding 0 turns a -0 that is no mark into 0.
-                    *b_enc = group.totals[j] as f32 + 0.0;
-                    totals[n_with_gradient] = *b_enc;
+                    *b_enc = (group.totals[j] - group.of_magnitudes[j]) as f32 + 0.0;
+                    totals[n_with_gradient] = group.totals[j] as f32 + 0.0;
                     with_gradient[n_with_gradient] = latent;
                     n_with_gradient += 1;
                     // SAFETY: this runs with the instructions of `S`; both are rows of D values.
@@ -327,6 +348,18 @@ impl WeightTile<'_> {
                         }
                         continue;
                     }
+                    EntryLoss::Magnitudes => {
+                        let (scale, bias) =
+                            (pass.params.r_mag[latent as usize].exp(), pass.params.b_mag[latent as usize]);
+                        for (d, &magnitude) in d_pre.iter_mut().zip(values) {
+                            // magnitude = scale h + bias, where h is what the encoder gives without a bias.
+                            group.b_mag[j] += f64::from(*d);
+                            group.r_mag[j] += f64::from(*d * (magnitude - bias));
+                            *d *= scale;
+                            group.of_magnitudes[j] += f64::from(*d);
+                        }
+                        continue;
+                    }
                 };
                 let active = if l1.p == 1.0 {
                     d_pre.iter_mut().for_each(|d| *d += l1.scale * norm);
@@ -391,7 +424,7 @@ impl WeightTile<'_> {
                     }
                     sum_of_rows::<S>(group.w_enc[j], keep, x_in, d_in, tokens, d_pre);
                 }
-                if pull.loss.is_some() {
+                if decoder_share[j] != 0.0 {
                     add_scaled::<S>(group.w_dec[j], decoder_share[j], row_of(latent).as_ptr(), d_in);
                 }
             }
@@ -401,9 +434,9 @@ impl WeightTile<'_> {
     }
 }
 
-/// Gradient of `b_dec`: the column sums of `g`, less what comes through the encoder's input. Returns the sum
+/// Gradient of `b_dec`: the column sums of the pulls' `g`, less what comes through the encoder's input. Returns the sum
 /// of its squares.
-fn decoder_bias_gradient(pool: &Pool, g: &[f32], tile_bias: &[f32], out: &mut [f32]) -> f64 {
+fn decoder_bias_gradient(pool: &Pool, pulls: &[Pull<'_>], tile_bias: &[f32], out: &mut [f32]) -> f64 {
     const COLUMNS: usize = 64;
     let d_in = out.len();
     let shared = Disjoint::new(out);
@@ -411,7 +444,7 @@ fn decoder_bias_gradient(pool: &Pool, g: &[f32], tile_bias: &[f32], out: &mut [f
         let first = index * COLUMNS;
         let width = COLUMNS.min(d_in - first);
         let mut sums = [0.0_f64; COLUMNS];
-        for row in g.chunks_exact(d_in) {
+        for row in pulls.iter().flat_map(|pull| pull.g.chunks_exact(d_in)) {
             for (sum, &value) in sums.iter_mut().zip(&row[first..first + width]) {
                 *sum += f64::from(value);
             }

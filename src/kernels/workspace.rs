@@ -24,7 +24,8 @@ pub struct StepLosses {
     /// The architecture's own loss with its coefficient: L1 (standard), L0 (JumpReLU), or the reconstruction
     /// by dead latents (TopK).
     pub sparsity: f64,
-    /// A second one, where the architecture has it: on pre-activations of dead latents (JumpReLU).
+    /// A second one, where the architecture has it: on pre-activations of dead latents (JumpReLU), the
+    /// reconstruction by gates (gated).
     pub auxiliary: f64,
     /// Mean number of active latents per token.
     pub l0: f64,

@@ -127,6 +127,10 @@ fn details(cfg: &SaeConfig) -> Value {
             map.insert("l1_warm_up_steps", json!(l1_warm_up_steps));
             map.insert("lp_norm", json!(lp_norm));
         }
+        Architecture::Gated { l1_coefficient, l1_warm_up_steps } => {
+            map.insert("l1_coefficient", json!(l1_coefficient));
+            map.insert("l1_warm_up_steps", json!(l1_warm_up_steps));
+        }
         Architecture::BatchTopK {
             k,
             topk_threshold_lr,
@@ -198,6 +202,10 @@ pub(super) fn read(text: &str) -> Result<(SaeConfig, usize), ConfigProblem> {
             aux_loss_coefficient: detail("aux_loss_coefficient"),
             rescale_acts_by_decoder_norm: flag(&top, "rescale_acts_by_decoder_norm", false)?,
         },
+        Some("gated") => Architecture::Gated {
+            l1_coefficient: detail("l1_coefficient"),
+            l1_warm_up_steps: detail("l1_warm_up_steps") as u64,
+        },
         Some("abstopk") => Architecture::AbsTopK {
             k: size(&top, "k")?,
             aux_loss_coefficient: detail("aux_loss_coefficient"),
@@ -218,7 +226,13 @@ pub(super) fn read(text: &str) -> Result<(SaeConfig, usize), ConfigProblem> {
                 .unwrap_or(false),
             target_l0: detail("target_l0"),
         },
-        _ => return Err(wrong(&top, "architecture", "\"standard\", \"topk\", \"abstopk\" or \"jumprelu\"")),
+        _ => {
+            return Err(wrong(
+                &top,
+                "architecture",
+                "\"standard\", \"gated\", \"topk\", \"abstopk\" or \"jumprelu\"",
+            ));
+        }
     };
     let normalize_activations = match top.get("normalize_activations") {
         None => NormalizeActivations::None,

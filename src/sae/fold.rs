@@ -24,6 +24,13 @@ pub fn fold_whitening(pool: &Pool, params: &mut Params, whitening: &Whitening, a
             let shift: f64 = row.iter().zip(&whitening.mean).map(|(w, m)| f64::from(*w) * m).sum();
             *bias = (f64::from(*bias) - shift) as f32;
         }
+        // Magnitudes read the same row, scaled.
+        for ((bias, r_mag), row) in
+            params.b_mag.iter_mut().zip(&params.r_mag).zip(params.w_enc.chunks_exact(d))
+        {
+            let shift: f64 = row.iter().zip(&whitening.mean).map(|(w, m)| f64::from(*w) * m).sum();
+            *bias = (f64::from(*bias) - shift * f64::from(*r_mag).exp()) as f32;
+        }
     }
     map_rows(pool, &mut params.w_dec, &whitening.inverse, Side::Plain, d);
     let mut bias: Vec<f64> = vec![0.0; d];

@@ -102,11 +102,16 @@ pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) ->
             ("W_dec", F32View { shape: vec![f, d], data: &params.w_dec }),
             ("W_enc", F32View { shape: vec![d, f], data: &w_enc }),
             ("b_dec", F32View { shape: vec![d], data: &params.b_dec }),
-            ("b_enc", F32View { shape: vec![f], data: &params.b_enc }),
         ];
-        if has_threshold(&sae.cfg) {
-            tensors.push(("threshold", F32View { shape: vec![f], data: &params.threshold }));
+        let mut of_latents = vec![(bias_name(&sae.cfg), &params.b_enc)];
+        match sae.cfg.architecture {
+            Architecture::JumpRelu { .. } => of_latents.push(("threshold", &params.threshold)),
+            Architecture::Gated { .. } => {
+                of_latents.extend([("b_mag", &params.b_mag), ("r_mag", &params.r_mag)]);
+            }
+            _ => {}
         }
+        tensors.extend(of_latents.into_iter().map(|(name, data)| (name, F32View { shape: vec![f], data })));
         write_tensors(&folder.join(WEIGHTS_FILE), tensors)?;
         if let Some(sparsity) = sparsity {
             let view = F32View { shape: vec![f], data: sparsity };
@@ -132,25 +137,31 @@ pub fn load(dir: &Path) -> Result<Sae, SaeError> {
     let (f, d) = (cfg.d_sae, d_in);
 
     let file = TensorFile::read(dir.join(WEIGHTS_FILE))?;
-    let mut expected = vec!["W_dec", "W_enc", "b_dec", "b_enc"];
-    let has_threshold = has_threshold(&cfg);
-    if has_threshold {
-        expected.push("threshold");
-    }
+    let bias = bias_name(&cfg);
+    let own: &[&'static str] = match cfg.architecture {
+        Architecture::JumpRelu { .. } => &["threshold"],
+        Architecture::Gated { .. } => &["b_mag", "r_mag"],
+        _ => &[],
+    };
+    let expected = [&["W_dec", "W_enc", "b_dec", bias], own].concat();
     let tensors = file.tensors(&expected)?;
     let get = |name: &str, shape: &[usize]| file.floats(&tensors, name, shape);
+    let own_of_latents = |name| if own.contains(&name) { get(name, &[f]) } else { Ok(Vec::new()) };
     let params = Params {
         w_enc: transposed(&get("W_enc", &[d, f])?, d, f),
         w_dec: get("W_dec", &[f, d])?,
-        b_enc: get("b_enc", &[f])?,
+        b_enc: get(bias, &[f])?,
         b_dec: get("b_dec", &[d])?,
-        threshold: if has_threshold { get("threshold", &[f])? } else { Vec::new() },
+        threshold: own_of_latents("threshold")?,
+        r_mag: own_of_latents("r_mag")?,
+        b_mag: own_of_latents("b_mag")?,
     };
     Ok(Sae { cfg, d_in, params })
 }
 
-fn has_threshold(cfg: &SaeConfig) -> bool {
-    matches!(cfg.architecture, Architecture::JumpRelu { .. })
+/// What SAELens calls the encoder's bias.
+fn bias_name(cfg: &SaeConfig) -> &'static str {
+    if matches!(cfg.architecture, Architecture::Gated { .. }) { "b_gate" } else { "b_enc" }
 }
 
 /// Reads the log10 firing frequencies of an SAE folder of `d_sae` latents, if it has them.

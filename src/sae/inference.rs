@@ -22,6 +22,7 @@ impl Sae {
     pub fn activation(&self) -> Activation {
         match self.cfg.architecture {
             Architecture::Standard { .. } => Activation::Relu,
+            Architecture::Gated { .. } => Activation::Gated,
             Architecture::JumpRelu { .. } => Activation::JumpRelu,
             Architecture::TopK { k, rescale_acts_by_decoder_norm, .. } => {
                 Activation::TopK { k, rescale: rescale_acts_by_decoder_norm, by_magnitude: false }

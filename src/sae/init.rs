@@ -34,12 +34,25 @@ pub fn init(cfg: &SaeConfig, d_in: usize, seed: u64) -> Params {
             vec![jumprelu_init_threshold as f32; cfg.d_sae]
         }
         Architecture::Standard { .. }
+        | Architecture::Gated { .. }
         | Architecture::TopK { .. }
         | Architecture::BatchTopK { .. }
         | Architecture::AbsTopK { .. } => Vec::new(),
     };
+    let magnitudes = match cfg.architecture {
+        Architecture::Gated { .. } => vec![0.0; cfg.d_sae],
+        _ => Vec::new(),
+    };
     let (b_enc, b_dec) = (vec![0.0; cfg.d_sae], vec![0.0; d_in]);
-    Params { w_enc: w_dec.clone(), w_dec, b_enc, b_dec, threshold }
+    Params {
+        w_enc: w_dec.clone(),
+        w_dec,
+        b_enc,
+        b_dec,
+        threshold,
+        r_mag: magnitudes.clone(),
+        b_mag: magnitudes,
+    }
 }
 
 #[cfg(test)]

@@ -250,16 +250,21 @@ fn k_fits(view: View<'_>) -> Option<Contradiction> {
 
 fn normalisation_fits(view: View<'_>) -> Option<Contradiction> {
     let (architecture, mode) = (view.text("sae.architecture")?, view.text("sae.normalize_activations")?);
-    let has_aux_loss = matches!(architecture, "topk" | "batchtopk" | "abstopk");
-    (has_aux_loss && matches!(mode, "layer_norm" | "constant_norm_rescale")).then(|| Contradiction {
-        hint: Some(
-            "the auxiliary loss on dead latents is not defined for modes that scale every row on its own"
-                .to_owned(),
-        ),
+    let what = match architecture {
+        "topk" | "batchtopk" | "abstopk" => "auxiliary loss on dead latents",
+        "gated" => "reconstruction by gates",
+        _ => return None,
+    };
+    matches!(mode, "layer_norm" | "constant_norm_rescale").then(|| Contradiction {
+        hint: Some(format!(
+            "{architecture}'s {what} is not defined for modes that scale every row on its own"
+        )),
         ..contradiction(
             &["sae.normalize_activations", "sae.architecture"],
             format!("sae.normalize_activations = \"{mode}\" with sae.architecture = \"{architecture}\""),
-            "for topk and its kin, one of \"none\", \"expected_average_only_in\", \"covariance_whitening\"",
+            format!(
+                "for {architecture}, one of \"none\", \"expected_average_only_in\", \"covariance_whitening\""
+            ),
         )
     })
 }

@@ -156,6 +156,7 @@ pub(crate) const MODE: &str = "sae.jumprelu_sparsity_loss_mode";
 pub(crate) const STRATEGIES: &[&str] = &["grid", "random", "list"];
 
 const STANDARD: Used = Architectures(&["standard"]);
+const WITH_L1: Used = Architectures(&["standard", "gated"]);
 const TOPK: Used = Architectures(&["topk", "batchtopk", "abstopk"]);
 const BATCHTOPK: Used = Architectures(&["batchtopk"]);
 const JUMPRELU: Used = Architectures(&["jumprelu"]);
@@ -214,7 +215,12 @@ pub(crate) const KEYS: &[Key] = &[
     key(Trial, "store.dtype", Word(&["float32", "float16", "bfloat16"]), Default),
     key(Trial, "store.shuffle_buffer_rows", int(1), Default),
     key(Trial, "store.shuffle_seed", int(0), Default),
-    key(Trial, "sae.architecture", Word(&["standard", "topk", "batchtopk", "abstopk", "jumprelu"]), Default),
+    key(
+        Trial,
+        "sae.architecture",
+        Word(&["standard", "gated", "topk", "batchtopk", "abstopk", "jumprelu"]),
+        Default,
+    ),
     key(Trial, "sae.d_sae", Kind::Int { min: 1, max: MAX_SIZE }, Required),
     key(Trial, "sae.apply_b_dec_to_input", Bool, Default),
     key(
@@ -230,9 +236,9 @@ pub(crate) const KEYS: &[Key] = &[
         Default,
     ),
     key(Trial, "sae.decoder_init_norm", at_least(0.0), Default),
-    used("sae.l1_coefficient", STANDARD, at_least(0.0), Default),
+    used("sae.l1_coefficient", WITH_L1, at_least(0.0), Default),
     used("sae.lp_norm", STANDARD, above(0.0), Default),
-    used("sae.l1_warm_up_steps", STANDARD, int(0), Default),
+    used("sae.l1_warm_up_steps", WITH_L1, int(0), Default),
     used("sae.k", TOPK, Kind::Count { max: MAX_SIZE }, Default),
     used("sae.aux_loss_coefficient", TOPK, at_least(0.0), Default),
     used("sae.rescale_acts_by_decoder_norm", TOPK, Bool, Default),

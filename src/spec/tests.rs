@@ -91,7 +91,7 @@ fn table_defaults_and_structs_name_the_same_settings() {
         assert!(DEFAULTS_TOML.contains(&format!("\n# {last} = ")), "{} is documented", key.name);
     }
     let mut in_structs: BTreeSet<String> = BTreeSet::new();
-    for architecture in ["standard", "topk", "batchtopk", "abstopk", "jumprelu"] {
+    for architecture in ["standard", "gated", "topk", "batchtopk", "abstopk", "jumprelu"] {
         let plan = with_overrides("", &[&format!("sae.architecture={architecture}")]).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
@@ -364,7 +364,7 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         ids(&with_overrides("", &all).unwrap_or_else(|errors| panic!("{errors}")))
     };
-    for architecture in ["standard", "topk", "batchtopk", "abstopk", "jumprelu"] {
+    for architecture in ["standard", "gated", "topk", "batchtopk", "abstopk", "jumprelu"] {
         let unchanged = base(architecture, &[]);
         let mut seen = BTreeMap::from([(unchanged[0].clone(), "nothing")]);
         for key in KEYS {

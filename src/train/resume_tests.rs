@@ -68,6 +68,11 @@ fn jumprelu_sae() -> SaeConfig {
     .unwrap()
 }
 
+fn gated_sae() -> SaeConfig {
+    let architecture = Architecture::Gated { l1_coefficient: 0.5, l1_warm_up_steps: 3 };
+    SaeConfig { architecture, ..topk_sae() }
+}
+
 fn batch_topk_sae() -> SaeConfig {
     let architecture = Architecture::BatchTopK {
         k: 1.7,
@@ -162,7 +167,7 @@ fn undisturbed(job: &TrialJob) -> (Trained, Vec<u8>) {
 
 #[test]
 fn a_killed_run_continues_to_the_same_bits() {
-    for sae in [job().config.sae, topk_sae(), batch_topk_sae(), jumprelu_sae()] {
+    for sae in [job().config.sae, topk_sae(), batch_topk_sae(), jumprelu_sae(), gated_sae()] {
         let mut job = job();
         job.config.sae = sae;
         let whole = undisturbed(&job);

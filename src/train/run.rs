@@ -112,8 +112,17 @@ pub fn train(
 
 /// Settings that no step could honour.
 fn check(config: &TrialConfig) -> Result<(), TrainError> {
+    let per_row = Normalizer::run_time(config.sae.normalize_activations).is_per_row();
     let (k, aux_loss_coefficient) = match config.sae.architecture {
         Architecture::Standard { .. } => return Ok(()),
+        Architecture::Gated { .. } if per_row => {
+            return Err(TrainError::Setting(
+                "the reconstruction by gates is not defined for sae.normalize_activations = layer_norm or \
+                 constant_norm_rescale"
+                    .to_owned(),
+            ));
+        }
+        Architecture::Gated { .. } => return Ok(()),
         Architecture::JumpRelu { jumprelu_sparsity_loss_mode: mode, target_l0, .. } => {
             if mode == SparsityLossMode::Quadratic && target_l0 <= 0.0 {
                 return Err(TrainError::Setting(format!(
@@ -132,7 +141,6 @@ fn check(config: &TrialConfig) -> Result<(), TrainError> {
             config.sae.d_sae
         )));
     }
-    let per_row = Normalizer::run_time(config.sae.normalize_activations).is_per_row();
     if per_row && aux_loss_coefficient != 0.0 {
         return Err(TrainError::Setting(
             "the auxiliary loss on dead latents is not defined for sae.normalize_activations = layer_norm or \

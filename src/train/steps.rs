@@ -3,8 +3,8 @@
 use super::{schedules::sparsity_coefficient, trainer::Trainer};
 use crate::{
     kernels::{
-        BatchTopKStep, JumpReluStep, Pool, SparsityMode, StandardStep, StepLosses, TopKStep, abs_topk_step,
-        batch_topk_step, jumprelu_step, standard_step, topk_step,
+        BatchTopKStep, GatedStep, JumpReluStep, Pool, SparsityMode, StandardStep, StepLosses, TopKStep,
+        abs_topk_step, batch_topk_step, gated_step, jumprelu_step, standard_step, topk_step,
     },
     trial::{Architecture, SparsityLossMode},
 };
@@ -23,6 +23,11 @@ impl Trainer {
                 let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, *steps);
                 let step = StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input };
                 standard_step(pool, ws, params, &step, x, grads)
+            }
+            Architecture::Gated { l1_coefficient: last, l1_warm_up_steps } => {
+                let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, *steps);
+                let step = GatedStep { l1_coefficient, apply_b_dec_to_input };
+                gated_step(pool, ws, params, &step, x, grads)
             }
             Architecture::TopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
                 let step =
@@ -89,6 +94,10 @@ impl Trainer {
         match self.sae.architecture {
             Architecture::Standard { l1_coefficient: last, l1_warm_up_steps, .. } => (
                 vec![("losses/l1_loss", sparsity)],
+                vec![("details/l1_coefficient", coefficient(last, l1_warm_up_steps))],
+            ),
+            Architecture::Gated { l1_coefficient: last, l1_warm_up_steps } => (
+                vec![("losses/l1_loss", sparsity), ("losses/auxiliary_reconstruction_loss", auxiliary)],
                 vec![("details/l1_coefficient", coefficient(last, l1_warm_up_steps))],
             ),
             Architecture::TopK { .. } | Architecture::AbsTopK { .. } => {

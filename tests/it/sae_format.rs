@@ -29,6 +29,10 @@ fn abstopk(k: usize, rescale_acts_by_decoder_norm: bool) -> Architecture {
     Architecture::AbsTopK { k, aux_loss_coefficient: 1.0, rescale_acts_by_decoder_norm }
 }
 
+fn gated() -> Architecture {
+    Architecture::Gated { l1_coefficient: 0.5, l1_warm_up_steps: 3 }
+}
+
 fn jumprelu() -> Architecture {
     Architecture::JumpRelu {
         jumprelu_init_threshold: 0.02,
@@ -76,7 +80,11 @@ fn noise(n: usize, seed: u64, size: f32) -> Vec<f32> {
 fn random_sae(cfg: SaeConfig, d_in: usize, seed: u64) -> Sae {
     let n = cfg.d_sae * d_in;
     let has_threshold = matches!(cfg.architecture, Architecture::JumpRelu { .. });
+    let is_gated = matches!(cfg.architecture, Architecture::Gated { .. });
+    let magnitudes = |seed| if is_gated { noise(cfg.d_sae, seed, 0.4) } else { Vec::new() };
     let params = Params {
+        r_mag: magnitudes(seed + 5),
+        b_mag: magnitudes(seed + 6),
         threshold: if has_threshold { noise(cfg.d_sae, seed + 4, 0.2) } else { Vec::new() },
         w_enc: noise(n, seed, 0.5),
         w_dec: noise(n, seed + 1, 0.5),
@@ -126,9 +134,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn what_is_written_is_read_back(
-        d_in in 1_usize..40, d_sae in 1_usize..70, which in 0_usize..4, b_dec: bool, mode in 0_usize..5, seed: u32
+        d_in in 1_usize..40, d_sae in 1_usize..70, which in 0_usize..5, b_dec: bool, mode in 0_usize..5, seed: u32
     ) {
-        let mut config = config([topk(1, b_dec), standard(), jumprelu(), abstopk(1, b_dec)][which].clone(), d_sae);
+        let mut config = config([topk(1, b_dec), standard(), jumprelu(), abstopk(1, b_dec), gated()][which].clone(), d_sae);
         config.sae.apply_b_dec_to_input = b_dec;
         config.sae.normalize_activations = [
             NormalizeActivations::None,
@@ -217,7 +225,7 @@ fn the_settings_file_has_what_sae_lens_needs() {
 
 #[test]
 fn folders_of_sae_lens_are_read() {
-    for name in ["standard", "standard_bfloat16", "topk", "jumprelu_trained"] {
+    for name in ["standard", "standard_bfloat16", "topk", "jumprelu_trained", "gated", "abstopk"] {
         let folder = Path::new(FIXTURES).join(name);
         let sae = load(&folder).unwrap();
         let file = fs::read(folder.join("forward.safetensors")).unwrap();
@@ -272,7 +280,7 @@ fn what_does_not_fit_is_refused_with_both_sides() {
         }
     };
     let messages = [
-        edit_json(&|v| v["architecture"] = json!("gated")),
+        edit_json(&|v| v["architecture"] = json!("temporal")),
         edit_json(&|v| drop(v.as_object_mut().unwrap().remove("architecture"))),
         edit_json(&|v| drop(v.as_object_mut().unwrap().remove("d_in"))),
         edit_json(&|v| v["d_sae"] = json!(-4)),
@@ -290,7 +298,7 @@ fn what_does_not_fit_is_refused_with_both_sides() {
         load(Path::new("/nowhere/at/all")).unwrap_err().to_string(),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    SAE/cfg.json has `architecture` = "gated", expected "standard", "topk", "abstopk" or "jumprelu"
+    SAE/cfg.json has `architecture` = "temporal", expected "standard", "gated", "topk", "abstopk" or "jumprelu"
     SAE/cfg.json lacks `architecture`
     SAE/cfg.json lacks `d_in`
     SAE/cfg.json has `d_sae` = -4, expected a positive whole number

@@ -54,15 +54,18 @@ impl Golden {
     fn params(&self, prefix: &str) -> Params {
         let w_enc = self.f32(&format!("{prefix}.W_enc"));
         let d_sae = w_enc.len() / self.d_in;
+        let get = |name: &str| -> Vec<f32> {
+            let tensor = self.tensors.tensor(&format!("{prefix}.{name}"));
+            tensor.map_or_else(|_| Vec::new(), |tensor| bytemuck::pod_collect_to_vec(tensor.data()))
+        };
         Params {
             w_enc: (0..w_enc.len()).map(|i| w_enc[i % self.d_in * d_sae + i / self.d_in]).collect(),
             w_dec: self.f32(&format!("{prefix}.W_dec")),
-            b_enc: self.f32(&format!("{prefix}.b_enc")),
+            b_enc: if get("b_gate").is_empty() { get("b_enc") } else { get("b_gate") },
             b_dec: self.f32(&format!("{prefix}.b_dec")),
-            threshold: match self.tensors.tensor(&format!("{prefix}.threshold")) {
-                Ok(_) => self.f32(&format!("{prefix}.threshold")),
-                Err(_) => Vec::new(),
-            },
+            threshold: get("threshold"),
+            r_mag: get("r_mag"),
+            b_mag: get("b_mag"),
         }
     }
 
@@ -221,6 +224,11 @@ fn standard_follows_the_real_trainer() {
 #[test]
 fn topk_follows_the_real_trainer() {
     follow_all("topk");
+}
+
+#[test]
+fn gated_follows_the_real_trainer() {
+    follow_all("gated");
 }
 
 #[test]
