@@ -18,8 +18,9 @@ use std::time::Instant;
 
 use divan::Bencher;
 use saesweep::kernels::{
-    Activation, AdamStep, Isa, Params, Pool, Shape, StandardStep, TopKStep, Workspace, adam, decode, encode,
-    standard_step, topk_step,
+    Activation, AdamStep, BatchTopKStep, GatedStep, Isa, JumpReluStep, Params, Pool, Shape, SparsityMode,
+    StandardStep, TopKStep, Workspace, abs_topk_step, adam, batch_topk_step, decode, encode, gated_step,
+    jumprelu_step, standard_step, topk_step,
 };
 
 /// Seconds of the fastest run of each case.
@@ -39,6 +40,10 @@ enum Kind {
     Standard,
     /// TopK with this percentage of dead latents.
     TopK(usize),
+    BatchTopK,
+    AbsTopK,
+    JumpRelu,
+    Gated,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +61,10 @@ impl fmt::Display for Case {
         match self.kind {
             Kind::Standard => write!(f, "standard")?,
             Kind::TopK(dead) => write!(f, "topk, {dead} % dead")?,
+            Kind::BatchTopK => write!(f, "batchtopk")?,
+            Kind::AbsTopK => write!(f, "abstopk")?,
+            Kind::JumpRelu => write!(f, "jumprelu")?,
+            Kind::Gated => write!(f, "gated")?,
         }
         let Self { d_in, d_sae, batch, l0, threads, .. } = self;
         write!(f, ", ({d_in}, {d_sae}, {batch}), L0 {l0}, {threads} thread")?;
@@ -98,6 +107,12 @@ fn cases_with_dead_latents() -> Vec<Case> {
         .to_vec()
 }
 
+fn other_cases() -> Vec<Case> {
+    [Kind::BatchTopK, Kind::AbsTopK, Kind::JumpRelu, Kind::Gated]
+        .map(|kind| Case { kind, d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads: 1 })
+        .to_vec()
+}
+
 /// A whole step of the standard SAE: losses, gradients, clip and Adam.
 #[divan::bench(args = standard_cases(), sample_count = 5, sample_size = 1)]
 fn standard(bencher: Bencher<'_, '_>, case: &Case) {
@@ -107,6 +122,12 @@ fn standard(bencher: Bencher<'_, '_>, case: &Case) {
 /// A whole step of the TopK SAE.
 #[divan::bench(args = topk_cases(), sample_count = 5, sample_size = 1)]
 fn topk(bencher: Bencher<'_, '_>, case: &Case) {
+    bench_step(bencher, case);
+}
+
+/// Whole steps of the other architectures.
+#[divan::bench(args = other_cases(), sample_count = 5, sample_size = 1)]
+fn others(bencher: Bencher<'_, '_>, case: &Case) {
     bench_step(bencher, case);
 }
 
@@ -176,15 +197,23 @@ impl Problem {
         params.w_enc.copy_from_slice(&params.w_dec);
         let shift = -quantile(&params, &x[..8 * d_in], 1.0 - l0 as f64 / d_sae as f64);
         params.b_enc.fill(shift);
+        match kind {
+            Kind::JumpRelu => {
+                params.threshold = vec![0.01; d_sae];
+                params.b_enc.fill(shift + 0.01);
+            }
+            Kind::Gated => (params.r_mag, params.b_mag) = (vec![0.0; d_sae], vec![0.0; d_sae]),
+            _ => {}
+        }
         let share_dead = if let Kind::TopK(percent) = kind { percent } else { 0 };
         Self {
             kind,
             l0,
             ws: Workspace::new(Shape { d_in, d_sae, batch }, &pool),
             pool,
-            grads: Params::zeros(d_in, d_sae),
-            m: Params::zeros(d_in, d_sae),
-            v: Params::zeros(d_in, d_sae),
+            grads: params.zeros_like(),
+            m: params.zeros_like(),
+            v: params.zeros_like(),
             params,
             x,
             dead: (0..d_sae).map(|latent| latent * 7 % 100 < share_dead).collect(),
@@ -208,6 +237,39 @@ impl Problem {
                     apply_b_dec_to_input: false,
                 };
                 topk_step(pool, ws, params, &step, &self.dead, &self.x, grads);
+            }
+            Kind::AbsTopK => {
+                let step = TopKStep {
+                    k: self.l0,
+                    aux_loss_coefficient: 1.0,
+                    rescale_acts_by_decoder_norm: true,
+                    apply_b_dec_to_input: false,
+                };
+                abs_topk_step(pool, ws, params, &step, &self.dead, &self.x, grads);
+            }
+            Kind::BatchTopK => {
+                let step = BatchTopKStep {
+                    k: self.l0 as f64,
+                    aux_loss_coefficient: 1.0,
+                    rescale_acts_by_decoder_norm: true,
+                    apply_b_dec_to_input: false,
+                };
+                batch_topk_step(pool, ws, params, &step, &self.dead, &self.x, grads);
+            }
+            Kind::JumpRelu => {
+                let step = JumpReluStep {
+                    mode: SparsityMode::Step,
+                    l0_coefficient: 0.1,
+                    bandwidth: 0.05,
+                    pre_act_loss_coefficient: 0.0,
+                    ste_to_input: false,
+                    apply_b_dec_to_input: false,
+                };
+                jumprelu_step(pool, ws, params, &step, &self.dead, &self.x, grads);
+            }
+            Kind::Gated => {
+                let step = GatedStep { l1_coefficient: 5.0, apply_b_dec_to_input: false };
+                gated_step(pool, ws, params, &step, &self.x, grads);
             }
         }
         self.t += 1;
