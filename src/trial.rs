@@ -167,6 +167,23 @@ pub enum Architecture {
         /// Whether activations are measured in units of decoder norms.
         rescale_acts_by_decoder_norm: bool,
     },
+    /// As `batchtopk`, but every prefix of the latents reconstructs, too (Bussmann et al. 2025).
+    #[serde(rename = "matryoshka_batchtopk")]
+    MatryoshkaBatchTopK {
+        /// Latents kept per token on average.
+        #[serde(serialize_with = "whole_as_integer")]
+        k: f64,
+        /// How fast the threshold follows the least value kept.
+        topk_threshold_lr: f64,
+        /// Weight of the auxiliary loss on dead latents.
+        aux_loss_coefficient: f64,
+        /// Whether activations are measured in units of decoder norms.
+        rescale_acts_by_decoder_norm: bool,
+        /// Lengths of the prefixes, rising to `d_sae`.
+        matryoshka_widths: Vec<usize>,
+        /// Whether dead latents make up for what is left at their own level rather than in the end.
+        use_matryoshka_aux_loss: bool,
+    },
     /// The k pre-activations of every token that are largest by magnitude, with their signs.
     #[serde(rename = "abstopk")]
     AbsTopK {
@@ -230,6 +247,7 @@ impl Architecture {
             Self::Gated { .. } => "gated",
             Self::TopK { .. } => "topk",
             Self::BatchTopK { .. } => "batchtopk",
+            Self::MatryoshkaBatchTopK { .. } => "matryoshka_batchtopk",
             Self::AbsTopK { .. } => "abstopk",
             Self::JumpRelu { .. } => "jumprelu",
         }
@@ -255,6 +273,7 @@ impl Architecture {
         match self {
             Self::TopK { rescale_acts_by_decoder_norm, .. }
             | Self::BatchTopK { rescale_acts_by_decoder_norm, .. }
+            | Self::MatryoshkaBatchTopK { rescale_acts_by_decoder_norm, .. }
             | Self::AbsTopK { rescale_acts_by_decoder_norm, .. } => Some(rescale_acts_by_decoder_norm),
             Self::Standard { .. } | Self::Gated { .. } | Self::JumpRelu { .. } => None,
         }

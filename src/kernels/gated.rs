@@ -60,11 +60,11 @@ pub fn gated_step(
     ws.aux_losses.clear();
     ws.aux_losses.resize(n_tokens, [0.0; 2]);
     let out = DecodeOut { reconstruction: &mut ws.aux_sum, g: &mut ws.aux_g, losses: &mut ws.aux_losses };
-    DecodePass { lists: &ws.aux_lists, ..pass }.run(pool, &mut ws.decode_space, out);
+    DecodePass { lists: &ws.aux[0].lists, ..pass }.run(pool, &mut ws.decode_space, out);
 
     let l1 = L1 { scale: (step.l1_coefficient * scale) as f32, p: 1.0, norms: &[] };
     let magnitudes = Pull { lists: &ws.lists, g, decoded: true, loss: Some(EntryLoss::Magnitudes) };
-    let gates = Pull { lists: &ws.aux_lists, g: &ws.aux_g, decoded: true, loss: Some(EntryLoss::L1(l1)) };
+    let gates = Pull { lists: &ws.aux[0].lists, g: &ws.aux_g, decoded: true, loss: Some(EntryLoss::L1(l1)) };
     let pass = WeightPass {
         isa: ws.isa,
         params,
@@ -89,7 +89,8 @@ impl Workspace {
     /// magnitudes behind them.
     pub(super) fn gather_gated(&mut self, pool: &Pool, params: &Params) {
         self.gather_positive(pool, params);
-        let (lists, gates) = (Disjoint::new(&mut self.lists.tiles), Disjoint::new(&mut self.aux_lists.tiles));
+        let (lists, gates) =
+            (Disjoint::new(&mut self.lists.tiles), Disjoint::new(&mut self.aux[0].lists.tiles));
         pool.run(self.order.len().div_ceil(TILE), &|index| {
             // SAFETY: one tile per task.
             let (lists, gates) = unsafe { (lists.at(index), gates.at(index)) };

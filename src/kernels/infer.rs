@@ -77,7 +77,7 @@ pub fn encode(
             Activation::JumpRelu => ws.gather_active(pool, params),
             Activation::Gated => ws.gather_gated(pool, params),
             Activation::TopK { k, rescale, by_magnitude } => {
-                ws.gather_largest(pool, params, Choice::OfToken { k, by_magnitude }, rescale, None);
+                ws.gather_largest(pool, params, Choice::OfToken { k, by_magnitude }, rescale, &[]);
             }
         }
         let total = ws.lists.count();

@@ -121,7 +121,7 @@ pub fn jumprelu_step(
         params,
         order: &ws.order,
         x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
-        pulls: &[active, Pull { lists: &ws.aux_lists, decoded: false, ..active }],
+        pulls: &[active, Pull { lists: &ws.aux[0].lists, decoded: false, ..active }],
         bias_in_input: step.apply_b_dec_to_input,
         pulls_on_bias: 1,
     };
@@ -148,7 +148,7 @@ impl Workspace {
         }));
         self.gather_at(pool, params);
         let (lists, others) =
-            (Disjoint::new(&mut self.lists.tiles), Disjoint::new(&mut self.aux_lists.tiles));
+            (Disjoint::new(&mut self.lists.tiles), Disjoint::new(&mut self.aux[0].lists.tiles));
         pool.run(self.order.len().div_ceil(TILE), &|index| {
             // SAFETY: one tile per task.
             let (lists, others) = unsafe { (lists.at(index), others.at(index)) };

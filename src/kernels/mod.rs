@@ -20,6 +20,7 @@ mod batch_topk;
 mod gated;
 mod infer;
 mod jumprelu;
+mod matryoshka;
 mod standard;
 mod topk;
 
@@ -52,6 +53,7 @@ pub use gated::{GatedStep, gated_step};
 pub use infer::{Activation, SparseActs, decode, encode};
 pub use isa::Isa;
 pub use jumprelu::{JumpReluStep, SparsityMode, jumprelu_step};
+pub use matryoshka::matryoshka_step;
 pub use params::{Params, Shape};
 pub use pool::Pool;
 pub use standard::{StandardStep, standard_step};

@@ -6,10 +6,12 @@
 
 mod gated;
 mod jumprelu;
+mod matryoshka;
 mod topk;
 
 pub use gated::gated_step;
 pub use jumprelu::{aimed_jumprelu_step, jumprelu_step};
+pub use matryoshka::matryoshka_step;
 pub use topk::{abs_topk_step, aimed_topk_step, batch_topk_step, topk_step};
 
 use super::adam::AdamStep;

@@ -7,7 +7,7 @@
 //! larger than every number, so that a broken step shows in its loss.
 
 use super::isa::Isa;
-use super::lists::{Rows, TILE, TileLists};
+use super::lists::{Lists, Rows, TILE, TileLists};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
 use super::pool::Pool;
@@ -140,36 +140,55 @@ impl Selection {
     }
 }
 
-/// Keeps the entries of one tile for whose token, value, latent and value to compare `keep` says so, and copies
-/// those chosen for the auxiliary loss.
+/// The best of the latents of one auxiliary loss.
+pub(super) struct AuxEntries {
+    pub(super) selection: Selection,
+    pub(super) lists: Lists,
+}
+
+impl AuxEntries {
+    pub(super) fn new(d_sae: usize) -> Self {
+        Self { selection: Selection::default(), lists: Lists::new(d_sae) }
+    }
+}
+
+/// Copies the entries of one tile that are chosen among those of `allowed` latents.
+pub(super) fn copy_chosen(
+    lists: &TileLists,
+    to: &mut TileLists,
+    (selection, allowed): (&Selection, &[bool]),
+    latents: &[u32],
+    scale: Option<&[f32]>,
+) {
+    to.clear(0);
+    for (place, &latent) in latents.iter().enumerate() {
+        if allowed[latent as usize] {
+            let factor = scale.map_or(1.0, |scale| scale[latent as usize]);
+            for entry in lists.latent(place) {
+                let (token, value) = (lists.token[entry], lists.value[entry]);
+                if selection.chosen(token, value * factor, latent) {
+                    to.token.push(token);
+                    to.value.push(value);
+                }
+            }
+        }
+        to.start.push(to.token.len() as u32);
+    }
+}
+
+/// Keeps the entries of one tile for whose token, value, latent and value to compare `keep` says so.
 pub(super) fn keep_chosen(
     lists: &mut TileLists,
-    aux: Option<(&mut TileLists, &Selection, &[bool])>,
     latents: &[u32],
     scale: Option<&[f32]>,
     keep: impl Fn(u32, f32, u32, f32) -> bool,
 ) {
-    let mut kept = 0;
-    let mut first = 0;
-    let (mut aux_lists, aux_selection) = match aux {
-        Some((lists, selection, dead)) => (Some(lists), Some((selection, dead))),
-        None => (None, None),
-    };
-    if let Some(lists) = &mut aux_lists {
-        lists.clear(0);
-    }
+    let (mut kept, mut first) = (0, 0);
     for (place, &latent) in latents.iter().enumerate() {
         let last = lists.start[place + 1] as usize;
         let factor = scale.map_or(1.0, |scale| scale[latent as usize]);
         for entry in first..last {
             let (token, value) = (lists.token[entry], lists.value[entry]);
-            if let (Some(aux_lists), Some((selection, dead))) = (&mut aux_lists, aux_selection)
-                && dead[latent as usize]
-                && selection.chosen(token, value * factor, latent)
-            {
-                aux_lists.token.push(token);
-                aux_lists.value.push(value);
-            }
             if keep(token, value, latent, value * factor) {
                 lists.token[kept] = token;
                 lists.value[kept] = value;
@@ -178,9 +197,6 @@ pub(super) fn keep_chosen(
         }
         first = last;
         lists.start[place + 1] = kept as u32;
-        if let Some(lists) = &mut aux_lists {
-            lists.start.push(lists.token.len() as u32);
-        }
     }
     lists.token.truncate(kept);
     lists.value.truncate(kept);

@@ -7,7 +7,7 @@ use super::memory::Disjoint;
 use super::params::Params;
 use super::pool::Pool;
 use super::product::PANEL;
-use super::select::{decoder_norms, keep_chosen, rounds};
+use super::select::{AuxEntries, copy_chosen, decoder_norms, keep_chosen, rounds};
 use super::weights::{Pull, WeightPass};
 use super::workspace::{StepLosses, Workspace};
 
@@ -86,7 +86,8 @@ pub(super) fn largest_step(
     let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
     let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
     let k_aux = if step.aux_loss_coefficient == 0.0 { 0 } else { (d_in / 2).min(n_dead) };
-    let aux = (k_aux > 0).then_some((k_aux, dead));
+    let aux = [(k_aux, dead)];
+    let aux = if k_aux > 0 { &aux[..] } else { &[] };
     ws.gather_largest(pool, params, choice, step.rescale_acts_by_decoder_norm, aux);
     let n_active = ws.lists.count();
     ws.count_fired();
@@ -117,7 +118,7 @@ pub(super) fn largest_step(
         ws.aux_sum.resize(x.len());
         ws.aux_losses.resize(n_tokens, [0.0; 2]);
         let pass = DecodePass {
-            lists: &ws.aux_lists,
+            lists: &ws.aux[0].lists,
             begin: Begin::From(&ws.reconstruction),
             weight: None,
             g_scale: (2.0 * weight * scale) as f32,
@@ -128,7 +129,7 @@ pub(super) fn largest_step(
     }
 
     let main = Pull { lists: &ws.lists, g, decoded: true, loss: None };
-    let pulls = [main, Pull { lists: &ws.aux_lists, g: &ws.aux_g, ..main }];
+    let pulls = [main, Pull { lists: &ws.aux[0].lists, g: &ws.aux_g, ..main }];
     let pass = WeightPass {
         isa: ws.isa,
         params,
@@ -146,15 +147,15 @@ pub(super) fn largest_step(
 }
 
 impl Workspace {
-    /// Fills the lists with the chosen pre-activations of the loaded batch, and the auxiliary lists, if wanted,
-    /// with the `k_aux` largest of dead latents.
+    /// Fills the lists with the chosen pre-activations of the loaded batch, and the auxiliary ones, for each
+    /// number and set of latents in `aux`, with so many largest of that set.
     pub(super) fn gather_largest(
         &mut self,
         pool: &Pool,
         params: &Params,
         choice: Choice,
         rescale: bool,
-        aux: Option<(usize, &[bool])>,
+        aux: &[(usize, &[bool])],
     ) {
         let (n_tokens, d_sae) = (self.n_tokens, self.shape.d_sae);
         // The rounds of a batch's choice begin as small as if every token had its share.
@@ -171,18 +172,17 @@ impl Workspace {
             Choice::OfBatch { n } => self.batch_selection.begin(n),
         }
 
-        // Dead latents come last, so that they share tiles and a limit of their own.
+        // Latents of auxiliary losses come last, so that they share tiles and a limit of their own.
+        let in_aux = |latent: &u32| aux.iter().any(|(_, set)| set[*latent as usize]);
         self.order.clear();
-        match aux {
-            Some((_, dead)) => {
-                self.order.extend((0..d_sae as u32).filter(|&latent| !dead[latent as usize]));
-                self.order.extend((0..d_sae as u32).filter(|&latent| dead[latent as usize]));
-            }
-            None => self.order.extend(0..d_sae as u32),
+        self.order.extend((0..d_sae as u32).filter(|latent| !in_aux(latent)));
+        let n_alive = self.order.len();
+        self.order.extend((0..d_sae as u32).filter(in_aux));
+        let k_aux = aux.iter().map(|&(k, _)| k).max().unwrap_or(0);
+        self.aux.resize_with(self.aux.len().max(aux.len()), || AuxEntries::new(d_sae));
+        for (entries, &(k, _)) in self.aux.iter_mut().zip(aux) {
+            entries.selection.begin(k, n_tokens, by_magnitude);
         }
-        let k_aux = aux.map_or(0, |(k_aux, _)| k_aux);
-        let n_alive = aux.map_or(d_sae, |(_, dead)| dead.iter().filter(|&&is_dead| !is_dead).count());
-        self.aux_selection.begin(k_aux, n_tokens, by_magnitude);
         self.dead_limits.resize(n_tokens.next_multiple_of(PANEL));
 
         let n_tiles = self.lists.tiles.len();
@@ -195,10 +195,11 @@ impl Workspace {
                     &*self.limits
                 }
             };
-            for ((to, &main), &aux) in
-                self.dead_limits.iter_mut().zip(limits).zip(&*self.aux_selection.limits)
-            {
-                *to = main.min(aux);
+            self.dead_limits.copy_from_slice(&limits[..n_tokens.next_multiple_of(PANEL)]);
+            for entries in &self.aux[..aux.len()] {
+                for (to, &limit) in self.dead_limits.iter_mut().zip(&*entries.selection.limits) {
+                    *to = to.min(limit);
+                }
             }
             let gather = Gather {
                 isa: self.isa,
@@ -214,7 +215,7 @@ impl Workspace {
                 by_magnitude,
             };
             gather.run(pool, &self.gather_spares, round.clone(), &mut self.lists);
-            if aux.is_some() || matches!(choice, Choice::OfToken { .. }) {
+            if !aux.is_empty() || matches!(choice, Choice::OfToken { .. }) {
                 self.rows.fill(&self.lists, &self.order, n_tokens, |tile| round.contains(&tile));
             }
             match choice {
@@ -225,32 +226,40 @@ impl Workspace {
                     self.batch_selection.take(&self.lists, round, &self.order, scale);
                 }
             }
-            if let Some((_, dead)) = aux {
-                self.aux_selection.take(pool, &self.rank_spares, &self.rows, scale, Some(dead));
+            for (entries, (_, set)) in self.aux.iter_mut().zip(aux) {
+                entries.selection.take(pool, &self.rank_spares, &self.rows, scale, Some(set));
             }
         }
 
-        let (lists, aux_lists) =
-            (Disjoint::new(&mut self.lists.tiles), Disjoint::new(&mut self.aux_lists.tiles));
+        let order = &self.order;
+        let latents_of = |index: usize| &order[index * TILE..((index + 1) * TILE).min(d_sae)];
+        for (AuxEntries { selection, lists }, (_, set)) in self.aux.iter_mut().zip(aux) {
+            let to = Disjoint::new(&mut lists.tiles);
+            pool.run(n_tiles, &|index| {
+                // SAFETY: one tile per task.
+                let to = unsafe { to.at(index) };
+                copy_chosen(&self.lists.tiles[index], to, (selection, set), latents_of(index), scale);
+            });
+        }
+        let lists = Disjoint::new(&mut self.lists.tiles);
         pool.run(n_tiles, &|index| {
             // SAFETY: one tile per task.
-            let (lists, aux_lists) = unsafe { (lists.at(index), aux_lists.at(index)) };
-            let latents = &self.order[index * TILE..((index + 1) * TILE).min(d_sae)];
-            let aux = aux.map(|(_, dead)| (aux_lists, &self.aux_selection, dead));
+            let lists = unsafe { lists.at(index) };
+            let latents = latents_of(index);
             // The relu comes after the choice; NaN passes.
             match choice {
                 Choice::OfToken { by_magnitude: false, .. } => {
-                    keep_chosen(lists, aux, latents, scale, |token, value, latent, compared| {
+                    keep_chosen(lists, latents, scale, |token, value, latent, compared| {
                         (value > 0.0 || value.is_nan()) && self.selection.chosen(token, compared, latent)
                     });
                 }
                 Choice::OfToken { by_magnitude: true, .. } => {
-                    keep_chosen(lists, aux, latents, scale, |token, value, latent, compared| {
+                    keep_chosen(lists, latents, scale, |token, value, latent, compared| {
                         value != 0.0 && self.selection.chosen(token, compared, latent)
                     });
                 }
                 Choice::OfBatch { .. } => {
-                    keep_chosen(lists, aux, latents, scale, |token, _, latent, compared| {
+                    keep_chosen(lists, latents, scale, |token, _, latent, compared| {
                         self.batch_selection.chosen(token, compared, latent)
                     });
                 }

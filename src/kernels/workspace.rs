@@ -7,11 +7,12 @@ use super::decode::DecodeSpace;
 use super::gather::GatherSpace;
 use super::isa::Isa;
 use super::lists::{Lists, Rows};
+use super::matryoshka::Levels;
 use super::memory::{Buffer, Spares};
 use super::params::Shape;
 use super::pool::Pool;
 use super::product::PANEL;
-use super::select::Selection;
+use super::select::{AuxEntries, Selection};
 use super::weights::WeightSpace;
 
 /// Losses of one step, summed in double precision.
@@ -51,13 +52,13 @@ pub struct Workspace {
     pub(super) order: Vec<u32>,
     pub(super) lists: Lists,
     pub(super) rows: Rows,
-    /// The same for the auxiliary loss, with its own (B, D) arrays.
-    pub(super) aux_lists: Lists,
+    /// Entries for auxiliary losses, of which every architecture has one at most but Matryoshka one for each level.
+    pub(super) aux: Vec<AuxEntries>,
+    /// (B, D) arrays of such a loss.
     pub(super) aux_sum: Buffer,
     pub(super) aux_g: Buffer,
     pub(super) aux_losses: Vec<[f64; 2]>,
     pub(super) selection: Selection,
-    pub(super) aux_selection: Selection,
     pub(super) batch_selection: BatchSelection,
     /// Limits of dead latents, which may be chosen by either selection.
     pub(super) dead_limits: Buffer,
@@ -66,6 +67,7 @@ pub struct Workspace {
     pub(super) latent_limits: Vec<f32>,
     /// Slope of a loss of each token, where it has one.
     pub(super) token_slopes: Vec<f32>,
+    pub(super) levels: Levels,
     pub(super) rank_spares: Spares<Vec<u64>>,
     pub(super) gather_spares: Spares<GatherSpace>,
     pub(super) decode_space: DecodeSpace,
@@ -105,17 +107,17 @@ impl Workspace {
             order: (0..d_sae as u32).collect(),
             lists: Lists::new(d_sae),
             rows: Rows::default(),
-            aux_lists: Lists::new(d_sae),
+            aux: vec![AuxEntries::new(d_sae)],
             aux_sum: Buffer::default(),
             aux_g: Buffer::default(),
             aux_losses: Vec::new(),
             selection: Selection::default(),
-            aux_selection: Selection::default(),
             batch_selection: BatchSelection::new(d_sae),
             dead_limits: Buffer::default(),
             norms: Buffer::default(),
             latent_limits: Vec::new(),
             token_slopes: Vec::new(),
+            levels: Levels::default(),
             rank_spares: Spares::default(),
             gather_spares: Spares::default(),
             decode_space: DecodeSpace::default(),

@@ -143,6 +143,22 @@ fn details(cfg: &SaeConfig) -> Value {
             map.insert("topk_threshold_lr", json!(topk_threshold_lr));
             map.insert("use_sparse_activations", json!(false));
         }
+        Architecture::MatryoshkaBatchTopK {
+            k,
+            topk_threshold_lr,
+            aux_loss_coefficient,
+            rescale_acts_by_decoder_norm,
+            ref matryoshka_widths,
+            use_matryoshka_aux_loss,
+        } => {
+            map.insert("matryoshka_widths", json!(matryoshka_widths));
+            map.insert("use_matryoshka_aux_loss", json!(use_matryoshka_aux_loss));
+            map.insert("aux_loss_coefficient", json!(aux_loss_coefficient));
+            map.insert("k", json!(k));
+            map.insert("rescale_acts_by_decoder_norm", json!(rescale_acts_by_decoder_norm));
+            map.insert("topk_threshold_lr", json!(topk_threshold_lr));
+            map.insert("use_sparse_activations", json!(false));
+        }
         Architecture::TopK { aux_loss_coefficient, .. }
         | Architecture::AbsTopK { aux_loss_coefficient, .. } => {
             map.insert("aux_loss_coefficient", json!(aux_loss_coefficient));

@@ -31,7 +31,7 @@ impl Sae {
                 Activation::TopK { k, rescale: rescale_acts_by_decoder_norm, by_magnitude: true }
             }
             // Trained, it is a JumpReLU; without thresholds there is only the sign.
-            Architecture::BatchTopK { .. } => Activation::Relu,
+            Architecture::BatchTopK { .. } | Architecture::MatryoshkaBatchTopK { .. } => Activation::Relu,
         }
     }
 

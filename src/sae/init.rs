@@ -37,6 +37,7 @@ pub fn init(cfg: &SaeConfig, d_in: usize, seed: u64) -> Params {
         | Architecture::Gated { .. }
         | Architecture::TopK { .. }
         | Architecture::BatchTopK { .. }
+        | Architecture::MatryoshkaBatchTopK { .. }
         | Architecture::AbsTopK { .. } => Vec::new(),
     };
     let magnitudes = match cfg.architecture {

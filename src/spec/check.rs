@@ -92,6 +92,7 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
         l0_warm_up_fits,
         target_l0_fits,
         k_fits,
+        widths_fit,
         normalisation_fits,
         cosine_end_allows_decay,
     ];
@@ -225,17 +226,34 @@ fn target_l0_fits(view: View<'_>) -> Option<Contradiction> {
     })
 }
 
+fn widths_fit(view: View<'_>) -> Option<Contradiction> {
+    if !view.uses("sae.matryoshka_widths") {
+        return None;
+    }
+    let (written, d_sae) = (view.resolved("sae.matryoshka_widths")?, view.int("sae.d_sae")?);
+    let Setting::Sizes(widths) = &written else { return None };
+    (widths.last() != Some(&d_sae) || !widths.is_sorted_by(|a, b| a < b)).then(|| Contradiction {
+        hint: (widths.len() > 1 && widths.last().is_some_and(|last| *last < d_sae))
+            .then(|| format!("the last level is the whole SAE: add {d_sae}")),
+        ..contradiction(
+            &["sae.matryoshka_widths", "sae.d_sae", "sae.architecture"],
+            format!("sae.matryoshka_widths = {} with sae.d_sae = {d_sae}", written.to_toml()),
+            "widths that rise, each above the one before, and end at d_sae",
+        )
+    })
+}
+
 fn k_fits(view: View<'_>) -> Option<Contradiction> {
     if !view.uses("sae.k") {
         return None;
     }
     let (k, d_sae) = (view.resolved("sae.k")?, view.int("sae.d_sae")?);
     let architecture = view.text("sae.architecture")?;
-    if k.as_int().is_none() && architecture != "batchtopk" {
+    if k.as_int().is_none() && !matches!(architecture, "batchtopk" | "matryoshka_batchtopk") {
         return Some(contradiction(
             &["sae.k", "sae.architecture"],
             format!("sae.k = {} with sae.architecture = \"{architecture}\"", k.to_toml()),
-            "a whole k; only batchtopk keeps k on average",
+            "a whole k; only batchtopk and its kin keep k on average",
         ));
     }
     let above = k.as_int().map_or_else(|| k.as_float().is_some_and(|k| k > d_sae as f64), |k| k > d_sae);
@@ -251,7 +269,7 @@ fn k_fits(view: View<'_>) -> Option<Contradiction> {
 fn normalisation_fits(view: View<'_>) -> Option<Contradiction> {
     let (architecture, mode) = (view.text("sae.architecture")?, view.text("sae.normalize_activations")?);
     let what = match architecture {
-        "topk" | "batchtopk" | "abstopk" => "auxiliary loss on dead latents",
+        "topk" | "batchtopk" | "matryoshka_batchtopk" | "abstopk" => "auxiliary loss on dead latents",
         "gated" => "reconstruction by gates",
         _ => return None,
     };

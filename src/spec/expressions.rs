@@ -159,6 +159,7 @@ fn expression_value(setting: &Setting) -> Value {
         Setting::Float(x) => (*x).into(),
         Setting::Text(x) => x.as_str().into(),
         Setting::Words(words) => words.clone().into(),
+        Setting::Sizes(sizes) => sizes.clone().into(),
         Setting::Auto => "auto".into(),
     }
 }

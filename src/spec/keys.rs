@@ -31,6 +31,10 @@ pub(crate) enum Kind {
     Folder,
     /// One of these words.
     Word(&'static [&'static str]),
+    /// A list of whole numbers from 1 to `max`.
+    Sizes {
+        max: i64,
+    },
     /// A list of these words.
     Words(&'static [&'static str]),
 }
@@ -60,7 +64,7 @@ impl Kind {
             Self::Int { min, max: i64::MAX } => format!("a whole number, at least {min}"),
             Self::Int { min, max } => format!("a whole number from {min} to {max}"),
             Self::Count { max } => {
-                format!("a whole number from 1 to {max}, or for batchtopk any number above 0")
+                format!("a whole number from 1 to {max}, or for batchtopk and its kin any number above 0")
             }
             Self::Float(range) => {
                 let low = if range.min_open { "above" } else { "at least" };
@@ -78,6 +82,7 @@ impl Kind {
                     .to_owned()
             }
             Self::Word(words) => format!("one of {}", listed(words)),
+            Self::Sizes { max } => format!("a list of whole numbers from 1 to {max}"),
             Self::Words(words) => format!("a list of {}", listed(words)),
         }
     }
@@ -157,8 +162,9 @@ pub(crate) const STRATEGIES: &[&str] = &["grid", "random", "list"];
 
 const STANDARD: Used = Architectures(&["standard"]);
 const WITH_L1: Used = Architectures(&["standard", "gated"]);
-const TOPK: Used = Architectures(&["topk", "batchtopk", "abstopk"]);
-const BATCHTOPK: Used = Architectures(&["batchtopk"]);
+const TOPK: Used = Architectures(&["topk", "batchtopk", "matryoshka_batchtopk", "abstopk"]);
+const BATCHTOPK: Used = Architectures(&["batchtopk", "matryoshka_batchtopk"]);
+const MATRYOSHKA: Used = Architectures(&["matryoshka_batchtopk"]);
 const JUMPRELU: Used = Architectures(&["jumprelu"]);
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
 
@@ -218,7 +224,7 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         Trial,
         "sae.architecture",
-        Word(&["standard", "gated", "topk", "batchtopk", "abstopk", "jumprelu"]),
+        Word(&["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]),
         Default,
     ),
     key(Trial, "sae.d_sae", Kind::Int { min: 1, max: MAX_SIZE }, Required),
@@ -243,6 +249,8 @@ pub(crate) const KEYS: &[Key] = &[
     used("sae.aux_loss_coefficient", TOPK, at_least(0.0), Default),
     used("sae.rescale_acts_by_decoder_norm", TOPK, Bool, Default),
     used("sae.topk_threshold_lr", BATCHTOPK, between(0.0, true, 1.0, false), Default),
+    used("sae.matryoshka_widths", MATRYOSHKA, Kind::Sizes { max: MAX_SIZE }, Default),
+    used("sae.use_matryoshka_aux_loss", MATRYOSHKA, Bool, Default),
     used("sae.jumprelu_init_threshold", JUMPRELU, at_least(0.0), Default),
     used("sae.jumprelu_bandwidth", JUMPRELU, above(0.0), Default),
     used("sae.jumprelu_sparsity_loss_mode", JUMPRELU, Word(&["step", "tanh", "quadratic"]), Default),

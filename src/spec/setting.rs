@@ -18,6 +18,7 @@ pub(crate) enum Setting {
     Float(f64),
     Text(String),
     Words(Vec<String>),
+    Sizes(Vec<i64>),
     /// The word `auto`: worked out from other settings of the trial.
     Auto,
 }
@@ -30,6 +31,9 @@ impl Setting {
             Self::Int(x) => x.to_string(),
             Self::Float(x) => float_text(*x),
             Self::Text(x) => quoted(x),
+            Self::Sizes(sizes) => {
+                format!("[{}]", sizes.iter().map(i64::to_string).collect::<Vec<_>>().join(", "))
+            }
             Self::Words(words) => {
                 format!("[{}]", words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(", "))
             }
@@ -44,6 +48,7 @@ impl Setting {
             Self::Float(x) => (*x).into(),
             Self::Text(x) => x.as_str().into(),
             Self::Words(words) => words.clone().into(),
+            Self::Sizes(sizes) => sizes.clone().into(),
             Self::Auto => "auto".into(),
         }
     }
@@ -130,6 +135,20 @@ pub(crate) fn coerce(key: &Key, value: &Value) -> Result<Setting, Mismatch> {
             Some(text) => Err(mismatch(Fault::UnknownValue, word_hint(key.name, text, words))),
             None => Err(wrong_type()),
         },
+        Kind::Sizes { max } => {
+            let items = value.as_array().ok_or_else(wrong_type)?;
+            let mut sizes = Vec::new();
+            for item in items {
+                match number(item) {
+                    Some(Number::Whole(x)) if (1..=i128::from(max)).contains(&x) => {
+                        sizes.push(i64::try_from(x).expect("invariant: the range lies within i64"));
+                    }
+                    Some(Number::Whole(_)) => return Err(mismatch(Fault::OutOfRange, None)),
+                    _ => return Err(wrong_type()),
+                }
+            }
+            Ok(Setting::Sizes(sizes))
+        }
         Kind::Words(words) => {
             let items = value.as_array().ok_or_else(wrong_type)?;
             let mut chosen = Vec::new();

@@ -91,12 +91,30 @@ fn table_defaults_and_structs_name_the_same_settings() {
         assert!(DEFAULTS_TOML.contains(&format!("\n# {last} = ")), "{} is documented", key.name);
     }
     let mut in_structs: BTreeSet<String> = BTreeSet::new();
-    for architecture in ["standard", "gated", "topk", "batchtopk", "abstopk", "jumprelu"] {
-        let plan = with_overrides("", &[&format!("sae.architecture={architecture}")]).unwrap();
+    for architecture in
+        ["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]
+    {
+        let plan = with_overrides("", &of_architecture(architecture)).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
     let in_table: BTreeSet<String> = trial_keys().map(|key| key.name.to_owned()).collect();
     assert_eq!(in_structs, in_table);
+}
+
+/// What a trial of an architecture needs.
+fn of_architecture(name: &str) -> Vec<&str> {
+    match name {
+        "standard" => vec!["sae.architecture=standard"],
+        "gated" => vec!["sae.architecture=gated"],
+        "topk" => vec!["sae.architecture=topk"],
+        "batchtopk" => vec!["sae.architecture=batchtopk"],
+        "abstopk" => vec!["sae.architecture=abstopk"],
+        "jumprelu" => vec!["sae.architecture=jumprelu"],
+        "matryoshka_batchtopk" => {
+            vec!["sae.architecture=matryoshka_batchtopk", "sae.matryoshka_widths=[64, 512]"]
+        }
+        other => panic!("{other}"),
+    }
 }
 
 fn collect(prefix: &str, value: &toml::Value, names: &mut BTreeSet<String>) {
@@ -122,6 +140,9 @@ fn words_of_the_table_are_those_of_the_structs() {
             let mut overrides = vec![format!("{}={word}", key.name)];
             if let super::keys::Used::Architectures(names) = key.used {
                 overrides.push(format!("sae.architecture={}", names[0]));
+            }
+            if *word == "matryoshka_batchtopk" {
+                overrides.push("sae.matryoshka_widths=[9, 512]".to_owned());
             }
             if *word == "quadratic" {
                 overrides.push("sae.target_l0=9".to_owned());
@@ -353,30 +374,33 @@ fn numbers_are_one_value_however_written() {
 #[test]
 fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
     let base = |architecture: &str, overrides: &[String]| {
-        let mut all = vec![
-            format!("sae.architecture={architecture}"),
-            "train.lr_scheduler_name=cosineannealingwarmrestarts".to_owned(),
-        ];
+        let mut all = vec!["train.lr_scheduler_name=cosineannealingwarmrestarts".to_owned()];
         if architecture == "jumprelu" {
             all.push("sae.jumprelu_sparsity_loss_mode=tanh".to_owned());
         }
         all.extend(overrides.iter().cloned());
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let all: Vec<&str> =
+            of_architecture(architecture).into_iter().chain(all.iter().map(String::as_str)).collect();
         ids(&with_overrides("", &all).unwrap_or_else(|errors| panic!("{errors}")))
     };
-    for architecture in ["standard", "gated", "topk", "batchtopk", "abstopk", "jumprelu"] {
+    for architecture in
+        ["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]
+    {
         let unchanged = base(architecture, &[]);
         let mut seen = BTreeMap::from([(unchanged[0].clone(), "nothing")]);
         for key in KEYS {
             let value = match (key.name, key.kind) {
                 ("sae.architecture", _) => continue,
+                // The widths end at it.
+                ("sae.d_sae", _) if architecture == "matryoshka_batchtopk" => continue,
+                ("sae.matryoshka_widths", _) => "[32, 512]".to_owned(),
                 ("sae.jumprelu_sparsity_loss_mode", _) => "step".to_owned(),
                 ("sweep.trials", _) => continue,
                 ("sae.normalize_activations", _) => "covariance_whitening".to_owned(),
                 ("train.lr_scheduler_name", _) => "cosineannealing".to_owned(),
                 ("sweep.strategy" | "sweep.objective.metric", _) => continue,
                 (_, super::keys::Kind::Bool) => {
-                    let plan = with_overrides("", &[&format!("sae.architecture={architecture}")]).unwrap();
+                    let plan = with_overrides("", &of_architecture(architecture)).unwrap();
                     match flat(&plan.trials[0].config).get(key.name) {
                         Some(value) => (!value.as_bool().unwrap()).to_string(),
                         None => continue,
@@ -399,6 +423,7 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                 (_, super::keys::Kind::Float(_)) => "0.123".to_owned(),
                 (_, super::keys::Kind::Text { .. } | super::keys::Kind::Folder) => "changed".to_owned(),
                 (_, super::keys::Kind::Word(words)) => (*words.last().unwrap()).to_owned(),
+                (_, super::keys::Kind::Sizes { .. }) => unreachable!("its only setting is above"),
                 (_, super::keys::Kind::Words(words)) => format!("[\"{}\"]", words[0]),
             };
             let is_foreign = match key.used {

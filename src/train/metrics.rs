@@ -6,6 +6,7 @@
 use crate::failpoint;
 use serde_json::{Map, Value};
 use std::{
+    borrow::Cow,
     fs::{File, OpenOptions},
     io::{self, Write},
     path::Path,
@@ -24,7 +25,7 @@ pub struct LogLine {
     /// Mean over tokens of ||x - x_hat||².
     pub mse_loss: f64,
     /// Names and values of the architecture's own losses, coefficients included.
-    pub own_losses: Vec<(&'static str, f64)>,
+    pub own_losses: Vec<(Cow<'static, str>, f64)>,
     /// How well the batch is reconstructed.
     pub explained: ExplainedVariance,
     /// Mean active latents per token.
@@ -38,15 +39,14 @@ pub struct LogLine {
     /// Tokens trained on.
     pub n_training_samples: u64,
     /// What else the architecture has: its sparsity loss' coefficient in the step to come, its threshold.
-    pub own_details: Vec<(&'static str, f64)>,
+    pub own_details: Vec<(Cow<'static, str>, f64)>,
 }
 
 impl LogLine {
     /// Names and values in the order of the file. What is not finite is left out.
-    pub fn values(&self) -> Vec<(&'static str, f64)> {
-        let mut values = vec![("losses/overall_loss", self.overall_loss), ("losses/mse_loss", self.mse_loss)];
-        values.extend(&self.own_losses);
-        values.extend([
+    pub fn values(&self) -> Vec<(Cow<'static, str>, f64)> {
+        let losses = [("losses/overall_loss", self.overall_loss), ("losses/mse_loss", self.mse_loss)];
+        let rest = [
             ("metrics/explained_variance", self.explained.pooled),
             ("metrics/explained_variance_legacy", self.explained.legacy),
             ("metrics/explained_variance_legacy_std", self.explained.legacy_std),
@@ -55,10 +55,14 @@ impl LogLine {
             ("sparsity/dead_features", self.dead_features as f64),
             ("details/current_learning_rate", self.learning_rate),
             ("details/n_training_samples", self.n_training_samples as f64),
-        ]);
-        values.extend(&self.own_details);
-        values.retain(|(_, value)| value.is_finite());
-        values
+        ];
+        let named = |(name, value): (&'static str, f64)| (Cow::Borrowed(name), value);
+        (losses.into_iter().map(named))
+            .chain(self.own_losses.iter().cloned())
+            .chain(rest.into_iter().map(named))
+            .chain(self.own_details.iter().cloned())
+            .filter(|(_, value)| value.is_finite())
+            .collect()
     }
 
     /// The line, newline included.
@@ -67,9 +71,9 @@ impl LogLine {
         map.insert("step".to_owned(), self.step.into());
         for (name, value) in self.values() {
             // Counts are written as whole numbers.
-            let whole = matches!(name, "sparsity/dead_features" | "details/n_training_samples");
+            let whole = matches!(&*name, "sparsity/dead_features" | "details/n_training_samples");
             let value = if whole { Value::from(value as u64) } else { Value::from(value) };
-            map.insert(name.to_owned(), value);
+            map.insert(name.into_owned(), value);
         }
         let mut line = Value::Object(map).to_string();
         line.push('\n');
@@ -172,14 +176,14 @@ mod tests {
             step: 30,
             overall_loss: 1.5,
             mse_loss: 1.25,
-            own_losses: vec![("losses/l1_loss", 0.25)],
+            own_losses: vec![("losses/l1_loss".into(), 0.25)],
             explained: ExplainedVariance { pooled: 0.5, legacy: 0.25, legacy_std: f64::NAN },
             l0: 3.0,
             mean_passes_since_fired: 0.0,
             dead_features: 2,
             learning_rate: 1e-4,
             n_training_samples: 960,
-            own_details: vec![("details/l1_coefficient", 5.0)],
+            own_details: vec![("details/l1_coefficient".into(), 5.0)],
         };
         assert_eq!(
             line.to_json(),

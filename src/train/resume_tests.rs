@@ -68,6 +68,18 @@ fn jumprelu_sae() -> SaeConfig {
     .unwrap()
 }
 
+fn matryoshka_sae() -> SaeConfig {
+    let architecture = Architecture::MatryoshkaBatchTopK {
+        k: 2.0,
+        topk_threshold_lr: 0.1,
+        aux_loss_coefficient: 1.0,
+        rescale_acts_by_decoder_norm: true,
+        matryoshka_widths: vec![3, 5, 10],
+        use_matryoshka_aux_loss: true,
+    };
+    SaeConfig { architecture, ..topk_sae() }
+}
+
 fn gated_sae() -> SaeConfig {
     let architecture = Architecture::Gated { l1_coefficient: 0.5, l1_warm_up_steps: 3 };
     SaeConfig { architecture, ..topk_sae() }
@@ -167,7 +179,8 @@ fn undisturbed(job: &TrialJob) -> (Trained, Vec<u8>) {
 
 #[test]
 fn a_killed_run_continues_to_the_same_bits() {
-    for sae in [job().config.sae, topk_sae(), batch_topk_sae(), jumprelu_sae(), gated_sae()] {
+    for sae in [job().config.sae, topk_sae(), batch_topk_sae(), matryoshka_sae(), jumprelu_sae(), gated_sae()]
+    {
         let mut job = job();
         job.config.sae = sae;
         let whole = undisturbed(&job);

@@ -134,6 +134,18 @@ fn check(config: &TrialConfig) -> Result<(), TrainError> {
         Architecture::TopK { k, aux_loss_coefficient, .. }
         | Architecture::AbsTopK { k, aux_loss_coefficient, .. } => (k as f64, aux_loss_coefficient),
         Architecture::BatchTopK { k, aux_loss_coefficient, .. } => (k, aux_loss_coefficient),
+        Architecture::MatryoshkaBatchTopK { k, ref matryoshka_widths, .. } => {
+            let rise = matryoshka_widths.is_sorted_by(|a, b| a < b) && matryoshka_widths.first() != Some(&0);
+            if !rise || matryoshka_widths.last() != Some(&config.sae.d_sae) {
+                return Err(TrainError::Setting(format!(
+                    "sae.matryoshka_widths are {matryoshka_widths:?}, expected rising widths that end at \
+                     sae.d_sae = {}",
+                    config.sae.d_sae
+                )));
+            }
+            // Every level's error is measured on the input as it came to the SAE.
+            (k, 1.0)
+        }
     };
     if !(k > 0.0 && k <= config.sae.d_sae as f64) {
         return Err(TrainError::Setting(format!(

@@ -4,13 +4,14 @@ use super::{schedules::sparsity_coefficient, trainer::Trainer};
 use crate::{
     kernels::{
         BatchTopKStep, GatedStep, JumpReluStep, Pool, SparsityMode, StandardStep, StepLosses, TopKStep,
-        abs_topk_step, batch_topk_step, gated_step, jumprelu_step, standard_step, topk_step,
+        abs_topk_step, batch_topk_step, gated_step, jumprelu_step, matryoshka_step, standard_step, topk_step,
     },
     trial::{Architecture, SparsityLossMode},
 };
+use std::borrow::Cow;
 
 /// Names and values of a line of metrics.
-type Values = Vec<(&'static str, f64)>;
+pub(super) type Values = Vec<(Cow<'static, str>, f64)>;
 
 impl Trainer {
     /// Losses of the scaled batch; their gradients go to `self.grads`.
@@ -57,6 +58,27 @@ impl Trainer {
                 }
                 losses
             }
+            Architecture::MatryoshkaBatchTopK {
+                k,
+                topk_threshold_lr: rate,
+                aux_loss_coefficient,
+                rescale_acts_by_decoder_norm,
+                matryoshka_widths: ref widths,
+                use_matryoshka_aux_loss: by_level,
+            } => {
+                let step = BatchTopKStep {
+                    k,
+                    aux_loss_coefficient,
+                    rescale_acts_by_decoder_norm,
+                    apply_b_dec_to_input,
+                };
+                let dead = firing.dead(window);
+                let losses = matryoshka_step(pool, ws, params, &step, widths, by_level, &dead, x, grads);
+                if let Some(least) = ws.smallest_kept() {
+                    self.topk_threshold = (1.0 - rate) * self.topk_threshold + rate * f64::from(least);
+                }
+                losses
+            }
             Architecture::JumpRelu {
                 jumprelu_bandwidth: bandwidth,
                 jumprelu_sparsity_loss_mode,
@@ -91,34 +113,51 @@ impl Trainer {
     pub(super) fn own_values(&self) -> (Values, Values) {
         let StepLosses { sparsity, auxiliary, .. } = self.losses;
         let coefficient = |last, warm_up_steps| sparsity_coefficient(last, warm_up_steps, self.steps);
+        let with_threshold = |losses: Vec<(&'static str, f64)>| {
+            (named(losses), named([("metrics/topk_threshold", self.topk_threshold)]))
+        };
         match self.sae.architecture {
             Architecture::Standard { l1_coefficient: last, l1_warm_up_steps, .. } => (
-                vec![("losses/l1_loss", sparsity)],
-                vec![("details/l1_coefficient", coefficient(last, l1_warm_up_steps))],
+                named([("losses/l1_loss", sparsity)]),
+                named([("details/l1_coefficient", coefficient(last, l1_warm_up_steps))]),
             ),
             Architecture::Gated { l1_coefficient: last, l1_warm_up_steps } => (
-                vec![("losses/l1_loss", sparsity), ("losses/auxiliary_reconstruction_loss", auxiliary)],
-                vec![("details/l1_coefficient", coefficient(last, l1_warm_up_steps))],
+                named([("losses/l1_loss", sparsity), ("losses/auxiliary_reconstruction_loss", auxiliary)]),
+                named([("details/l1_coefficient", coefficient(last, l1_warm_up_steps))]),
             ),
             Architecture::TopK { .. } | Architecture::AbsTopK { .. } => {
-                (vec![("losses/auxiliary_reconstruction_loss", sparsity)], Vec::new())
+                (named([("losses/auxiliary_reconstruction_loss", sparsity)]), Values::new())
             }
-            Architecture::BatchTopK { .. } => (
-                vec![("losses/auxiliary_reconstruction_loss", sparsity)],
-                vec![("metrics/topk_threshold", self.topk_threshold)],
-            ),
+            Architecture::BatchTopK { .. } => {
+                with_threshold(vec![("losses/auxiliary_reconstruction_loss", sparsity)])
+            }
+            Architecture::MatryoshkaBatchTopK { ref matryoshka_widths, .. } => {
+                let (mut losses, details) =
+                    with_threshold(vec![("losses/auxiliary_reconstruction_loss", sparsity)]);
+                losses.extend(
+                    matryoshka_widths
+                        .iter()
+                        .zip(self.ws.level_losses())
+                        .map(|(width, loss)| (format!("losses/inner_mse_loss_{width}").into(), *loss)),
+                );
+                (losses, details)
+            }
             Architecture::JumpRelu {
                 l0_coefficient: last,
                 l0_warm_up_steps,
                 pre_act_loss_coefficient,
                 ..
             } => {
-                let mut losses = vec![("losses/l0_loss", sparsity)];
+                let mut losses = named([("losses/l0_loss", sparsity)]);
                 if pre_act_loss_coefficient != 0.0 {
-                    losses.push(("losses/pre_act_loss", auxiliary));
+                    losses.push(("losses/pre_act_loss".into(), auxiliary));
                 }
-                (losses, vec![("details/l0_coefficient", coefficient(last, l0_warm_up_steps))])
+                (losses, named([("details/l0_coefficient", coefficient(last, l0_warm_up_steps))]))
             }
         }
     }
+}
+
+fn named(values: impl IntoIterator<Item = (&'static str, f64)>) -> Values {
+    values.into_iter().map(|(name, value)| (name.into(), value)).collect()
 }

@@ -210,7 +210,7 @@ impl Trainer {
             // As SAELens exports it: the setting stays, and has nothing left to do.
             sae::fold_decoder_norms(&mut params, self.d_in);
         }
-        if let Architecture::BatchTopK { .. } = cfg.architecture {
+        if let Architecture::BatchTopK { .. } | Architecture::MatryoshkaBatchTopK { .. } = cfg.architecture {
             params.threshold = vec![topk_threshold as f32; cfg.d_sae];
             cfg.architecture = Architecture::jumprelu_trained_otherwise();
         }

@@ -237,6 +237,11 @@ fn batchtopk_follows_the_real_trainer() {
 }
 
 #[test]
+fn matryoshka_follows_the_real_trainer() {
+    follow_all("matryoshka");
+}
+
+#[test]
 fn abstopk_follows_the_real_trainer() {
     follow_all("abstopk");
 }

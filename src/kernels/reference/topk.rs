@@ -42,10 +42,7 @@ pub fn aimed_topk_step(
 pub fn batch_topk_step(params: &Params<f64>, step: &BatchTopKStep, dead: &[bool], x: &[f64]) -> StepOutcome {
     let topk = step.as_topk(0);
     let Pre { pre, order, x_in } = Pre::new(params, &topk, x);
-    let mut acts = vec![0.0; pre.len()];
-    for i in largest(&order, step.kept_of(x.len() / params.d_in()), |i| !(order[i] <= 0.0)) {
-        acts[i] = pre[i];
-    }
+    let acts = batch_choice(&pre, &order, step.kept_of(x.len() / params.d_in()));
     finished(params, &topk, dead, x, None, Chosen { pre, order, x_in, acts })
 }
 
@@ -64,15 +61,24 @@ pub fn abs_topk_step(params: &Params<f64>, step: &TopKStep, dead: &[bool], x: &[
     finished(params, step, dead, x, None, Chosen { pre, order, x_in, acts })
 }
 
+/// The `n` largest of a batch, as far as they are positive.
+pub(super) fn batch_choice(pre: &[f64], order: &[f64], n: usize) -> Vec<f64> {
+    let mut acts = vec![0.0; pre.len()];
+    for i in largest(order, n, |i| order[i] > 0.0 || order[i].is_nan()) {
+        acts[i] = pre[i];
+    }
+    acts
+}
+
 /// Pre-activations, and the numbers they are chosen by.
-struct Pre {
-    pre: Vec<f64>,
-    order: Vec<f64>,
-    x_in: Vec<f64>,
+pub(super) struct Pre {
+    pub(super) pre: Vec<f64>,
+    pub(super) order: Vec<f64>,
+    pub(super) x_in: Vec<f64>,
 }
 
 impl Pre {
-    fn new(params: &Params<f64>, step: &TopKStep, x: &[f64]) -> Self {
+    pub(super) fn new(params: &Params<f64>, step: &TopKStep, x: &[f64]) -> Self {
         let d_sae = params.d_sae();
         let x_in = encoder_input(params, step.apply_b_dec_to_input, x);
         let pre = pre_activations(params, &x_in);

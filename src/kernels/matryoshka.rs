@@ -1,0 +1,318 @@
+//! The Matryoshka BatchTopK SAE's training step: every prefix of the latents reconstructs the input.
+//!
+//! Levels are decoded one after the other, each from what the one before came to. A latent is pulled by the
+//! errors of all levels it belongs to, that is, by the sum of their gradients: those sums are taken once, from
+//! the last level down, and each level's own latents are one pull.
+
+use super::batch_topk::BatchTopKStep;
+use super::decode::{Begin, DecodeOut, DecodePass};
+use super::lists::{Lists, TILE};
+use super::memory::{Buffer, Disjoint};
+use super::params::Params;
+use super::pool::Pool;
+use super::topk::Choice;
+use super::weights::{Pull, WeightPass};
+use super::workspace::{StepLosses, Workspace};
+
+/// Memory of the levels.
+#[derive(Default)]
+pub(super) struct Levels {
+    /// Flags of the dead latents of each level, (F).
+    dead: Vec<Vec<bool>>,
+    /// Entries of the latents that each level adds to the one before.
+    lists: Vec<Lists>,
+    /// Gradient by each level's reconstruction, and by those of the auxiliary losses, (B, D).
+    g: Vec<Buffer>,
+    aux_g: Vec<Buffer>,
+    /// Reconstructions of the level before and of this one.
+    sums: [Buffer; 2],
+    losses: Vec<f64>,
+}
+
+/// An auxiliary loss: on which level's residual, and its weight.
+struct Aux {
+    level: usize,
+    weight: f64,
+}
+
+/// Losses of one batch and their gradients, as [`super::reference::matryoshka_step`] defines them;
+/// [`Workspace::level_losses`] then holds the errors of all levels but the last, and
+/// [`Workspace::smallest_kept`] the least value kept.
+///
+/// `x` is (B, D) with 1 <= B <= `shape.batch`; `widths` rise to F; `dead` has one flag per latent, as it stood
+/// before this step; `grads` is overwritten. A NaN anywhere shows in the losses.
+///
+/// # Panics
+/// When a length does not fit the workspace's shape, or the widths do not rise to F.
+#[expect(clippy::too_many_arguments, reason = "those of a step, and two settings that are no numbers")]
+pub fn matryoshka_step(
+    pool: &Pool,
+    ws: &mut Workspace,
+    params: &Params,
+    step: &BatchTopKStep,
+    widths: &[usize],
+    aux_by_level: bool,
+    dead: &[bool],
+    x: &[f32],
+    grads: &mut Params,
+) -> StepLosses {
+    let (d_in, d_sae) = (ws.shape.d_in, ws.shape.d_sae);
+    assert_eq!(dead.len(), d_sae, "dead has one flag per latent");
+    assert!(
+        widths.first().is_some_and(|&width| width > 0) && widths.last() == Some(&d_sae),
+        "widths end at F"
+    );
+    assert!(widths.is_sorted_by(|a, b| a < b), "widths rise");
+    let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
+    let scale = 1.0 / n_tokens as f64;
+    let mut levels = std::mem::take(&mut ws.levels);
+
+    // Which latents are dead where, and what they are to make up for.
+    let n_sets = if aux_by_level { widths.len() } else { 1 };
+    levels.dead.resize_with(n_sets, Vec::new);
+    let (mut aux, mut sets) = (Vec::new(), Vec::new());
+    for (nth, flags) in levels.dead.iter_mut().enumerate() {
+        let (level, latents) =
+            if aux_by_level { (nth, level_of(widths, nth)) } else { (widths.len() - 1, 0..d_sae) };
+        flags.clear();
+        flags.extend(dead.iter().enumerate().map(|(latent, &is_dead)| is_dead && latents.contains(&latent)));
+        let n_dead = flags.iter().filter(|&&is_dead| is_dead).count();
+        let k_aux = if step.aux_loss_coefficient == 0.0 { 0 } else { (d_in / 2).min(n_dead) };
+        if k_aux > 0 {
+            let share = (n_dead as f64 / (d_in / 2) as f64).min(1.0);
+            aux.push(Aux { level, weight: step.aux_loss_coefficient * share });
+            sets.push((k_aux, flags.as_slice()));
+        }
+    }
+    let choice = Choice::OfBatch { n: step.kept_of(n_tokens) };
+    ws.gather_largest(pool, params, choice, step.rescale_acts_by_decoder_norm, &sets);
+    let n_active = ws.lists.count();
+    ws.count_fired();
+    levels.lists.resize_with(widths.len(), || Lists::new(d_sae));
+    for (nth, lists) in levels.lists.iter_mut().enumerate() {
+        take_level(pool, &ws.lists, lists, &ws.order, level_of(widths, nth));
+    }
+
+    levels.g.resize_with(widths.len(), Buffer::default);
+    levels.aux_g.resize_with(levels.aux_g.len().max(aux.len()), Buffer::default);
+    for buffer in
+        levels.g.iter_mut().chain(&mut levels.aux_g).chain(&mut levels.sums).chain([&mut ws.aux_sum])
+    {
+        buffer.resize(x.len());
+    }
+    levels.losses.clear();
+    let mut sparsity = 0.0;
+    for nth in 0..widths.len() {
+        let [even, odd] = &mut levels.sums;
+        let (to, before) = if nth % 2 == 0 { (even, odd) } else { (odd, even) };
+        let to = if nth + 1 == widths.len() { &mut ws.reconstruction[..x.len()] } else { &mut to[..] };
+        let pass = DecodePass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            lists: &levels.lists[nth],
+            n_tokens,
+            begin: if nth == 0 { Begin::Bias } else { Begin::From(before) },
+            target: x,
+            weight: None,
+            g_scale: (2.0 * scale) as f32,
+            lp_norm: None,
+        };
+        let out = DecodeOut { reconstruction: to, g: &mut levels.g[nth], losses: &mut ws.token_losses };
+        pass.run(pool, &mut ws.decode_space, out);
+        levels.losses.push(scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>());
+        for (nth_aux, aux) in aux.iter().enumerate().filter(|(_, aux)| aux.level == nth) {
+            ws.aux_losses.clear();
+            ws.aux_losses.resize(n_tokens, [0.0; 2]);
+            let pass = DecodePass {
+                lists: &ws.aux[nth_aux].lists,
+                begin: Begin::From(to),
+                g_scale: (2.0 * aux.weight * scale) as f32,
+                ..pass
+            };
+            let (reconstruction, g) = (&mut ws.aux_sum, &mut levels.aux_g[nth_aux]);
+            pass.run(pool, &mut ws.decode_space, DecodeOut { reconstruction, g, losses: &mut ws.aux_losses });
+            sparsity += aux.weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
+        }
+    }
+
+    for nth in (0..widths.len() - 1).rev() {
+        let (to, from) = levels.g.split_at_mut(nth + 1);
+        to[nth].iter_mut().zip(&*from[0]).for_each(|(sum, g)| *sum += g);
+    }
+    let pulls: Vec<Pull<'_>> = (levels.lists.iter().zip(&levels.g))
+        .chain(ws.aux.iter().map(|entries| &entries.lists).zip(&levels.aux_g).take(aux.len()))
+        .map(|(lists, g)| Pull { lists, g, decoded: true, loss: None })
+        .collect();
+    let pass = WeightPass {
+        isa: ws.isa,
+        params,
+        order: &ws.order,
+        x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
+        pulls: &pulls,
+        bias_in_input: step.apply_b_dec_to_input,
+        pulls_on_bias: 1,
+    };
+    ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
+    drop(pulls);
+
+    let mse = levels.losses.pop().expect("invariant: there is a level");
+    let auxiliary = levels.losses.iter().sum::<f64>();
+    ws.levels = levels;
+    let overall = mse + sparsity + auxiliary;
+    StepLosses { overall, mse, sparsity, auxiliary, l0: scale * n_active as f64 }
+}
+
+impl Workspace {
+    /// Mean squared errors of all levels but the last, of the last Matryoshka step.
+    pub fn level_losses(&self) -> &[f64] {
+        &self.levels.losses
+    }
+}
+
+/// The latents that a level adds to the one before.
+fn level_of(widths: &[usize], nth: usize) -> std::ops::Range<usize> {
+    let first = if nth == 0 { 0 } else { widths[nth - 1] };
+    first..widths[nth]
+}
+
+/// Copies the entries of some latents.
+fn take_level(pool: &Pool, from: &Lists, to: &mut Lists, order: &[u32], level: std::ops::Range<usize>) {
+    let to = Disjoint::new(&mut to.tiles);
+    pool.run(from.tiles.len(), &|index| {
+        // SAFETY: one tile per task.
+        let (tile, to) = (&from.tiles[index], unsafe { to.at(index) });
+        to.clear(0);
+        for (place, &latent) in order[index * TILE..].iter().take(TILE).enumerate() {
+            if level.contains(&(latent as usize)) {
+                let entries = tile.latent(place);
+                to.token.extend_from_slice(&tile.token[entries.clone()]);
+                to.value.extend_from_slice(&tile.value[entries]);
+            }
+            to.start.push(to.token.len() as u32);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::isa::Isa;
+    use super::super::reference;
+    use super::super::testing::{
+        Numbers, Problem, SHAPES, SHIFTS, bits, check_close, check_loss, check_params,
+    };
+    use super::*;
+
+    struct Setting {
+        step: BatchTopKStep,
+        widths: Vec<usize>,
+        aux_by_level: bool,
+        dead: Vec<bool>,
+    }
+
+    impl Setting {
+        fn new(
+            d_sae: usize,
+            k: f64,
+            n_widths: usize,
+            aux_by_level: bool,
+            share_dead: u64,
+            seed: u64,
+        ) -> Self {
+            let mut numbers = Numbers(seed);
+            let mut widths: Vec<usize> =
+                (1..n_widths).map(|_| 1 + (numbers.next() % d_sae as u64) as usize).chain([d_sae]).collect();
+            widths.sort_unstable();
+            widths.dedup();
+            let step = BatchTopKStep {
+                k,
+                aux_loss_coefficient: 0.5,
+                rescale_acts_by_decoder_norm: seed.is_multiple_of(2),
+                apply_b_dec_to_input: seed.is_multiple_of(3),
+            };
+            let dead = (0..d_sae).map(|_| numbers.next() % 8 < share_dead).collect();
+            Self { step, widths, aux_by_level, dead }
+        }
+
+        fn run(&self, problem: &Problem, threads: usize, isa: Isa) -> (StepLosses, Params, Workspace) {
+            let pool = Pool::new(threads);
+            let mut ws = problem.workspace(&pool, isa);
+            let mut grads = problem.dirty_grads();
+            let Self { step, widths, aux_by_level, dead } = self;
+            let (params, x) = (&problem.params, &problem.x);
+            let losses =
+                matryoshka_step(&pool, &mut ws, params, step, widths, *aux_by_level, dead, x, &mut grads);
+            (losses, grads, ws)
+        }
+
+        fn check(&self, problem: &Problem) {
+            let Self { step, widths, aux_by_level, dead } = self;
+            let (params, x) = (problem.params.to_f64(), problem.x64());
+            let (expected, inner) =
+                reference::matryoshka_step(&params, step, widths, *aux_by_level, dead, &x);
+            for isa in Isa::available() {
+                let what = format!("{:?} {step:?} {widths:?} {aux_by_level} {}", problem.shape, isa.name());
+                let (losses, grads, ws) = self.run(problem, 1, isa);
+                check_loss(&format!("{what} mse"), losses.mse, expected.losses.mse);
+                check_loss(&format!("{what} aux"), losses.sparsity, expected.losses.sparsity);
+                check_loss(&format!("{what} overall"), losses.overall, expected.losses.overall);
+                check_loss(&format!("{what} l0"), losses.l0, expected.losses.l0);
+                assert_eq!(ws.level_losses().len(), inner.len());
+                for (found, expected) in ws.level_losses().iter().zip(&inner) {
+                    check_loss(&format!("{what} inner"), *found, *expected);
+                }
+                check_close(&format!("{what} reconstruction"), ws.reconstruction(), &expected.reconstruction);
+                check_params(&what, &grads, &expected.grads);
+                let squares: f64 = expected.grads.arrays().iter().flat_map(|a| a.iter()).map(|g| g * g).sum();
+                check_loss(&format!("{what} norm"), ws.grad_norm(), squares.sqrt());
+                for threads in [2, 3] {
+                    let (other_losses, other_grads, other_ws) = self.run(problem, threads, isa);
+                    assert_eq!(losses, other_losses, "{what} {threads} threads");
+                    assert_eq!(bits(&grads), bits(&other_grads), "{what} {threads} threads");
+                    assert_eq!(ws.grad_norm().to_bits(), other_ws.grad_norm().to_bits());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equals_the_reference_on_awkward_shapes() {
+        for (seed, (d_in, d_sae, batch)) in SHAPES.into_iter().enumerate() {
+            for (nth, (k, n_widths, share_dead)) in
+                [(1.0, 2, 0), (2.7, 3, 2), (8.0, 5, 4), (500.0, 3, 8), (0.0, 2, 3)].into_iter().enumerate()
+            {
+                let shift = SHIFTS[(seed + nth) % SHIFTS.len()];
+                let seed = (seed + nth) as u64;
+                let problem = Problem::new(d_in, d_sae, batch, shift, seed);
+                for aux_by_level in [false, true] {
+                    Setting::new(d_sae, k, n_widths, aux_by_level, share_dead, seed).check(&problem);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn equals_the_reference_on_any_shape(
+            d_in in 1_usize..70, d_sae in 1_usize..210, batch in 1_usize..70, shift in -5_i32..5,
+            seed in 0_u64..1000, k in 0.0_f64..20.0, n_widths in 1_usize..6, aux_by_level in any::<bool>(),
+            share_dead in 0_u64..8
+        ) {
+            let problem = Problem::new(d_in, d_sae, batch, shift as f32, seed);
+            Setting::new(d_sae, k, n_widths, aux_by_level, share_dead, seed).check(&problem);
+        }
+    }
+
+    #[test]
+    fn nan_shows_in_the_loss() {
+        for isa in Isa::available() {
+            let mut problem = Problem::new(17, 97, 33, 0.0, 1);
+            problem.params.w_enc[50] = f32::NAN;
+            let setting = Setting::new(97, 3.0, 3, true, 2, 1);
+            assert!(setting.run(&problem, 1, isa).0.overall.is_nan());
+        }
+    }
+}
