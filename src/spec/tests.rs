@@ -314,6 +314,28 @@ fn a_setting_that_a_trial_does_not_use_is_not_in_it() {
 }
 
 #[test]
+fn a_configuration_comes_back_from_its_file() {
+    let architectures = [
+        vec!["sae.architecture=batchtopk", "sae.k=32"],
+        vec!["sae.architecture=batchtopk", "sae.k=12.5"],
+        vec!["sae.architecture=matryoshka_batchtopk", "sae.matryoshka_widths=[64, 5e2, 512]"],
+        vec!["sae.architecture=jumprelu"],
+        vec!["sae.architecture=gated"],
+    ];
+    for overrides in architectures {
+        let plan = with_overrides("", &overrides).unwrap_or_else(|errors| panic!("{errors}"));
+        let config = &plan.trials[0].config;
+        let text = toml::to_string(config).unwrap();
+        assert_eq!(&toml::from_str::<crate::trial::TrialConfig>(&text).unwrap(), config, "{text}");
+        let text = serde_json::to_string(config).unwrap();
+        assert_eq!(&serde_json::from_str::<crate::trial::TrialConfig>(&text).unwrap(), config, "{text}");
+        // The snippet of a report is a sweep of the same trial.
+        let again = load(&source(&format!("[sweep]\nname = \"again\"\n{}", trial_toml_snippet(config))));
+        assert_eq!(ids(&again.unwrap_or_else(|errors| panic!("{errors}"))), ids(&plan));
+    }
+}
+
+#[test]
 fn settings_of_a_sparsity_loss_count_only_with_it() {
     let jumprelu = |overrides: &[&str]| {
         let overrides = [&["sae.architecture=jumprelu", "sae.l0_coefficient=0.1"], overrides].concat();

@@ -20,7 +20,7 @@ use divan::Bencher;
 use saesweep::kernels::{
     Activation, AdamStep, BatchTopKStep, GatedStep, Isa, JumpReluStep, Params, Pool, Shape, SparsityMode,
     StandardStep, TopKStep, Workspace, abs_topk_step, adam, batch_topk_step, decode, encode, gated_step,
-    jumprelu_step, standard_step, topk_step,
+    jumprelu_step, matryoshka_step, standard_step, topk_step,
 };
 
 /// Seconds of the fastest run of each case.
@@ -41,6 +41,8 @@ enum Kind {
     /// TopK with this percentage of dead latents.
     TopK(usize),
     BatchTopK,
+    /// With this many levels.
+    Matryoshka(usize),
     AbsTopK,
     JumpRelu,
     Gated,
@@ -62,6 +64,7 @@ impl fmt::Display for Case {
             Kind::Standard => write!(f, "standard")?,
             Kind::TopK(dead) => write!(f, "topk, {dead} % dead")?,
             Kind::BatchTopK => write!(f, "batchtopk")?,
+            Kind::Matryoshka(levels) => write!(f, "matryoshka_batchtopk, {levels} levels")?,
             Kind::AbsTopK => write!(f, "abstopk")?,
             Kind::JumpRelu => write!(f, "jumprelu")?,
             Kind::Gated => write!(f, "gated")?,
@@ -108,7 +111,7 @@ fn cases_with_dead_latents() -> Vec<Case> {
 }
 
 fn other_cases() -> Vec<Case> {
-    [Kind::BatchTopK, Kind::AbsTopK, Kind::JumpRelu, Kind::Gated]
+    [Kind::BatchTopK, Kind::Matryoshka(4), Kind::AbsTopK, Kind::JumpRelu, Kind::Gated]
         .map(|kind| Case { kind, d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads: 1 })
         .to_vec()
 }
@@ -247,14 +250,19 @@ impl Problem {
                 };
                 abs_topk_step(pool, ws, params, &step, &self.dead, &self.x, grads);
             }
-            Kind::BatchTopK => {
+            Kind::BatchTopK | Kind::Matryoshka(_) => {
                 let step = BatchTopKStep {
                     k: self.l0 as f64,
                     aux_loss_coefficient: 1.0,
                     rescale_acts_by_decoder_norm: true,
                     apply_b_dec_to_input: false,
                 };
-                batch_topk_step(pool, ws, params, &step, &self.dead, &self.x, grads);
+                if let Kind::Matryoshka(levels) = self.kind {
+                    let widths: Vec<usize> = (0..levels).rev().map(|n| params.d_sae() >> (2 * n)).collect();
+                    matryoshka_step(pool, ws, params, &step, &widths, true, &self.dead, &self.x, grads);
+                } else {
+                    batch_topk_step(pool, ws, params, &step, &self.dead, &self.x, grads);
+                }
             }
             Kind::JumpRelu => {
                 let step = JumpReluStep {
