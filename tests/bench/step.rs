@@ -1,13 +1,18 @@
-//! Times whole training steps of the standard SAE on a problem read from a file, for comparisons with other
-//! trainers: `against_saelens.py` beside this file writes the problem, runs this program and SAELens on it in
-//! one go, and prints the ratio. Prints one JSON object.
+//! Times whole training steps of the standard SAE, the bookkeeping of firing latents included, on a problem read
+//! from a file, for comparisons with other trainers: `against_saelens.py` beside this file writes the problem, runs
+//! this program and SAELens on it in one go, and prints the ratio. Prints one JSON object.
 //!
 //! Usage: `step PROBLEM.safetensors --threads N --lr LR --l1 L1`, where the file holds `batches` (S, B, D), one
 //! batch per step, and the initial `w_enc` (F, D), `w_dec` (F, D), `b_enc` (F), `b_dec` (D), all float32.
 
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
-use saesweep::kernels::{AdamStep, Params, Pool, Shape, StandardStep, Workspace, adam, standard_step};
+use saesweep::{
+    kernels::{Params, Pool},
+    sae::Normalizer,
+    train::Trainer,
+    trial::{NormalizeActivations, SaeConfig, TrainConfig},
+};
 use safetensors::SafeTensors;
 use std::time::Instant;
 
@@ -35,34 +40,38 @@ fn main() {
     let file = SafeTensors::deserialize(&bytes).expect("the problem is a safetensors file");
     let (shape, batches) = floats(&file, "batches");
     let [n_steps, batch, d_in] = shape[..] else { panic!("`batches` must be (S, B, D)") };
-    let mut params = Params {
+    let params = Params {
         w_enc: floats(&file, "w_enc").1,
         w_dec: floats(&file, "w_dec").1,
         b_enc: floats(&file, "b_enc").1,
         b_dec: floats(&file, "b_dec").1,
         ..Params::default()
     };
-    let d_sae = params.b_enc.len();
-    let zeros = || Params {
-        w_enc: vec![0.0; d_sae * d_in],
-        w_dec: vec![0.0; d_sae * d_in],
-        b_enc: vec![0.0; d_sae],
-        b_dec: vec![0.0; d_in],
-        ..Params::default()
-    };
-    let (mut grads, mut m, mut v) = (zeros(), zeros(), zeros());
+    let tokens = (n_steps * batch) as u64;
+    let settings = serde_json::json!({
+        "sae": {
+            "d_sae": params.b_enc.len(), "apply_b_dec_to_input": false, "normalize_activations": "none",
+            "decoder_init_norm": 0.1, "architecture": "standard", "l1_coefficient": l1_coefficient,
+            "lp_norm": 1.0, "l1_warm_up_steps": 0,
+        },
+        "train": {
+            "tokens": tokens, "batch_size": batch, "lr": lr, "lr_end": lr / 10.0,
+            "lr_scheduler_name": "constant", "lr_warm_up_steps": 0, "lr_decay_steps": 0,
+            "n_restart_cycles": 1, "adam_beta1": 0.9, "adam_beta2": 0.999, "seed": 0, "data_seed": 0,
+            "dead_feature_window": 1000, "feature_sampling_window": 1000,
+        },
+    });
+    let sae: SaeConfig = serde_json::from_value(settings["sae"].clone()).expect("these are SAE settings");
+    let train: TrainConfig =
+        serde_json::from_value(settings["train"].clone()).expect("these are training settings");
     let pool = Pool::new(threads);
-    let mut workspace = Workspace::new(Shape { d_in, d_sae, batch }, &pool);
-    let step = StandardStep { l1_coefficient, lp_norm: 1.0, apply_b_dec_to_input: false };
+    let normalizer = Normalizer::run_time(NormalizeActivations::None);
+    let mut trainer = Trainer::new(&sae, &train, d_in, params, normalizer, &pool);
 
     let (mut secs, mut losses, mut l0) = (Vec::new(), Vec::new(), Vec::new());
-    for t in 0..n_steps {
-        let x = &batches[t * batch * d_in..(t + 1) * batch * d_in];
+    for x in batches.chunks_exact(batch * d_in) {
         let started = Instant::now();
-        let out = standard_step(&pool, &mut workspace, &params, &step, x, &mut grads);
-        let settings =
-            AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, t: t as u64 + 1, max_grad_norm: 1.0 };
-        adam(&pool, &mut params, &grads, &mut m, &mut v, &settings, workspace.grad_norm());
+        let out = trainer.step(&pool, x).losses;
         secs.push(started.elapsed().as_secs_f64());
         losses.push(out.overall);
         l0.push(out.l0);
