@@ -46,7 +46,7 @@ impl Workspace {
 #[cfg(test)]
 mod tests {
     use super::super::isa::Isa;
-    use super::super::testing::{Problem, check_close, check_loss, check_params};
+    use super::super::testing::{Problem, check_close, check_grads, check_loss};
     use super::super::{Pool, StandardStep, TopKStep, reference, standard_step, topk_step};
 
     #[test]
@@ -84,7 +84,7 @@ mod tests {
                     check_loss(&what, losses.overall, want.losses.overall);
                     check_loss(&what, losses.mse, want.losses.mse);
                     check_close(&what, ws.reconstruction(), &want.reconstruction);
-                    check_params(&what, &grads, &want.grads);
+                    check_grads(&what, &problem, true, &grads, &want);
 
                     if round == 0 {
                         ws.aim_at(&target, &weight);
@@ -93,7 +93,7 @@ mod tests {
                         topk_step(&pool, &mut ws, &problem.params, &topk, &dead, &problem.x, &mut grads);
                     let want = reference::aimed_topk_step(&params, &topk, &dead, &x, aim);
                     check_loss(&what, losses.overall, want.losses.overall);
-                    check_params(&what, &grads, &want.grads);
+                    check_grads(&what, &problem, true, &grads, &want);
                 }
             }
         }

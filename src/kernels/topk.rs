@@ -274,7 +274,7 @@ mod tests {
 
     use super::super::isa::Isa;
     use super::super::reference;
-    use super::super::testing::{Numbers, Problem, SHAPES, bits, check_close, check_loss, check_params};
+    use super::super::testing::{Numbers, Problem, SHAPES, bits, check_close, check_grads, check_loss};
     use super::*;
 
     fn run(
@@ -301,7 +301,7 @@ mod tests {
             check_loss(&format!("{what} overall"), losses.overall, expected.losses.overall);
             check_loss(&format!("{what} l0"), losses.l0, expected.losses.l0);
             check_close(&format!("{what} reconstruction"), ws.reconstruction(), &expected.reconstruction);
-            check_params(&what, &grads, &expected.grads);
+            check_grads(&what, problem, step.apply_b_dec_to_input, &grads, &expected);
             for (f, &fired) in ws.fired().iter().enumerate() {
                 let d_sae = problem.shape.d_sae;
                 let count = expected.acts.iter().skip(f).step_by(d_sae).filter(|&&act| act != 0.0).count();
@@ -357,7 +357,7 @@ mod tests {
 
         #[test]
         fn equals_the_reference_on_any_shape(
-            (d_in, d_sae, batch) in (1_usize..70, 1_usize..400, 1_usize..70),
+            (d_in, d_sae, batch) in (4_usize..70, 16_usize..400, 1_usize..70),
             (k, one_in) in (0_usize..60, 1_u64..9),
             aux_loss_coefficient in 0.0_f64..2.0,
             apply_b_dec_to_input: bool,
