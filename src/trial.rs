@@ -4,15 +4,18 @@
 //! defaults live in `spec/defaults.toml` alone, and `spec` is the only place that builds one from user
 //! input. Start with [`TrialConfig`]; [`TrialJob`] is what a trial process reads from its `config.toml`.
 
+mod source;
+
+pub use source::{ActivationSource, FilesConfig, ToyConfig};
+
 use serde::{Deserialize, Serialize};
 
 /// Everything that can change the result of one trial. Its canonical form is what a [`TrialId`] hashes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrialConfig {
-    /// The language model and the place in it.
-    pub model: ModelConfig,
-    /// The text and how it becomes token sequences.
-    pub data: DataConfig,
+    /// Where activations come from, with the settings that only this source has.
+    #[serde(flatten)]
+    pub source: ActivationSource,
     /// The activation store.
     pub store: StoreConfig,
     /// The sparse autoencoder.

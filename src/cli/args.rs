@@ -193,9 +193,9 @@ pub(super) struct TrialArgs {
     /// Folder of the activation stores.
     #[arg(long, value_name = "DIR")]
     pub(super) stores: PathBuf,
-    /// Folder or file of the language model.
+    /// Folder or file of the language model, where the activations come from one.
     #[arg(long, value_name = "PATH")]
-    pub(super) model: PathBuf,
+    pub(super) model: Option<PathBuf>,
 }
 
 #[cfg(test)]

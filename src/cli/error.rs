@@ -4,7 +4,7 @@ use super::Exit;
 use crate::{
     data::DataError, eval::EvalError, harvest::HarvestError, hub::HubError, model::ModelError,
     report::ReportError, rundir::RunDirError, sae::SaeError, sched::SchedError, sched::SlotError,
-    spec::SpecErrors, store::StoreError, table::TableError, train::TrainError,
+    source::SourceError, spec::SpecErrors, store::StoreError, table::TableError, train::TrainError,
 };
 use std::path::PathBuf;
 
@@ -25,6 +25,8 @@ pub(super) enum CliError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Data(#[from] DataError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error(transparent)]
     Harvest(#[from] HarvestError),
     #[error(transparent)]

@@ -1,12 +1,13 @@
-//! The model and data files that a sweep's names stand for.
+//! The model, data and activation files that a sweep's names stand for.
 
 use super::CliError;
 use crate::{
     data,
     hub::{self, HubOptions, Progress},
     model::{DecoderConfig, Model},
+    source::{self, RowFiles, RowSource as _},
     spec::{LocalName, Plan},
-    trial::TrialConfig,
+    trial::{ActivationSource, DataConfig, ModelConfig, TrialConfig},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,13 +20,25 @@ pub(super) struct Inputs {
     models: BTreeMap<String, PathBuf>,
     headers: BTreeMap<String, DecoderConfig>,
     data: BTreeMap<String, Vec<PathBuf>>,
+    /// By `activations.files`: the files, and the width of their rows for each tensor.
+    rows: BTreeMap<Vec<String>, Vec<PathBuf>>,
+    widths: BTreeMap<(Vec<String>, String), usize>,
 }
 
 impl Inputs {
     /// Finds them, on this machine or on the hub, and checks every trial's hook against its model.
     pub(super) fn find(plan: &Plan, hub: &HubOptions, progress: &mut dyn Progress) -> Result<Self, CliError> {
-        let mut inputs = Self { models: BTreeMap::new(), headers: BTreeMap::new(), data: BTreeMap::new() };
-        for name in names(plan, |config| &config.model.name) {
+        let mut inputs = Self {
+            models: BTreeMap::new(),
+            headers: BTreeMap::new(),
+            data: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            widths: BTreeMap::new(),
+        };
+        for trial in &plan.trials {
+            inputs.find_rows(plan, &trial.config)?;
+        }
+        for name in names(plan, |model, _| &model.name) {
             let path = match local(plan, &name) {
                 LocalName::PathOrHub(path) if !path.exists() => hub::fetch_model(&name, hub, progress)?,
                 LocalName::Path(path) | LocalName::PathOrHub(path) => absolute(&path)?,
@@ -37,7 +50,7 @@ impl Inputs {
         for trial in &plan.trials {
             inputs.width(&trial.config)?;
         }
-        for name in names(plan, |config| &config.data.dataset) {
+        for name in names(plan, |_, data| &data.dataset) {
             let files = match local(plan, &name) {
                 LocalName::PathOrHub(path) if !path.exists() => hub::fetch_dataset(&name, hub, progress)?,
                 LocalName::Path(path) | LocalName::PathOrHub(path) => data::resolve(&absolute(&path)?)?,
@@ -47,31 +60,63 @@ impl Inputs {
         Ok(inputs)
     }
 
-    /// Folder or file of a trial's model.
-    pub(super) fn model(&self, config: &TrialConfig) -> &Path {
-        self.models.get(&config.model.name).expect("invariant: every model was found")
+    /// Finds the activation files of a trial that has some, once.
+    fn find_rows(&mut self, plan: &Plan, config: &TrialConfig) -> Result<(), CliError> {
+        let ActivationSource::Files(files) = &config.source else { return Ok(()) };
+        if !self.rows.contains_key(&files.files) {
+            let path = |text: &String| absolute(&plan.spec.path(text, dirs::home_dir().as_deref()));
+            let paths: Vec<PathBuf> = files.files.iter().map(path).collect::<Result<_, _>>()?;
+            self.rows.insert(files.files.clone(), source::resolve(&paths)?);
+        }
+        let key = (files.files.clone(), files.tensor.clone());
+        if !self.widths.contains_key(&key) {
+            let width = RowFiles::open(&self.rows[&files.files], files, config.store.tokens)?.width();
+            self.widths.insert(key, width);
+        }
+        Ok(())
     }
 
-    /// The model's configuration.
-    pub(super) fn header(&self, config: &TrialConfig) -> &DecoderConfig {
-        self.headers.get(&config.model.name).expect("invariant: every model was found")
+    /// Folder or file of a trial's model, where it has one.
+    pub(super) fn model(&self, config: &TrialConfig) -> Option<&Path> {
+        let (model, _) = config.source.model()?;
+        Some(self.models.get(&model.name).expect("invariant: every model was found"))
     }
 
-    /// Files of a trial's data set.
-    pub(super) fn data(&self, config: &TrialConfig) -> &[PathBuf] {
-        self.data.get(&config.data.dataset).expect("invariant: every data set was found")
+    /// Files of a trial's data set, or of its activations.
+    pub(super) fn files(&self, config: &TrialConfig) -> &[PathBuf] {
+        match &config.source {
+            ActivationSource::Model { data, .. } => {
+                self.data.get(&data.dataset).expect("invariant: every data set was found")
+            }
+            ActivationSource::Files(files) => {
+                self.rows.get(&files.files).expect("invariant: every activation file was found")
+            }
+            ActivationSource::Toy(_) => &[],
+        }
     }
 
     /// Width of the activations that a trial learns.
     pub(super) fn width(&self, config: &TrialConfig) -> Result<usize, CliError> {
-        let header = self.header(config);
-        let hook = header.hook(&config.model.hook)?;
-        Ok(header.hook_width(&hook))
+        match &config.source {
+            ActivationSource::Model { model, .. } => {
+                let header = self.headers.get(&model.name).expect("invariant: every model was found");
+                Ok(header.hook_width(&header.hook(&model.hook)?))
+            }
+            ActivationSource::Toy(toy) => Ok(toy.d_in),
+            ActivationSource::Files(files) => {
+                let key = (files.files.clone(), files.tensor.clone());
+                Ok(*self.widths.get(&key).expect("invariant: every activation file was found"))
+            }
+        }
     }
 }
 
-fn names(plan: &Plan, name: impl Fn(&TrialConfig) -> &String) -> BTreeSet<String> {
-    plan.trials.iter().map(|trial| name(&trial.config).clone()).collect()
+fn names(
+    plan: &Plan,
+    name: impl for<'a> Fn(&'a ModelConfig, &'a DataConfig) -> &'a String,
+) -> BTreeSet<String> {
+    let models = plan.trials.iter().filter_map(|trial| trial.config.source.model());
+    models.map(|(model, data)| name(model, data).clone()).collect()
 }
 
 fn local(plan: &Plan, name: &str) -> LocalName {

@@ -2,7 +2,9 @@
 //!
 //! Keys are written in sorted order and nothing in the file depends on when or where it was written.
 
-use crate::trial::{Architecture, NormalizeActivations, SaeConfig, SequenceSeparator, TrialConfig, TrialId};
+use crate::trial::{
+    ActivationSource, Architecture, NormalizeActivations, SaeConfig, SequenceSeparator, TrialConfig, TrialId,
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -58,7 +60,7 @@ pub(super) fn write(cfg: &SaeConfig, d_in: usize, info: &SaveInfo) -> String {
         ("dtype", json!("float32")),
         ("metadata", metadata(info)),
         ("normalize_activations", json!(cfg.normalize_activations)),
-        ("reshape_activations", json!(reshape(&info.config.model.hook))),
+        ("reshape_activations", json!(reshape(&info.config))),
     ]);
     if let Architecture::TopK { k, rescale_acts_by_decoder_norm, .. } = cfg.architecture {
         top.insert("k", json!(k));
@@ -70,29 +72,17 @@ pub(super) fn write(cfg: &SaeConfig, d_in: usize, info: &SaveInfo) -> String {
 }
 
 /// SAELens flattens the heads of `hook_z` itself when this says so.
-fn reshape(hook: &str) -> &'static str {
-    if hook.ends_with("hook_z") { "hook_z" } else { "none" }
+fn reshape(config: &TrialConfig) -> &'static str {
+    let is_z = config.source.model().is_some_and(|(model, _)| model.hook.ends_with("hook_z"));
+    if is_z { "hook_z" } else { "none" }
 }
 
 fn metadata(info: &SaveInfo) -> Value {
     let config = &info.config;
-    let separator = match config.data.sequence_separator_token {
-        SequenceSeparator::None => Value::Null,
-        other => json!(other),
-    };
     let metrics: BTreeMap<_, _> = info.metrics.iter().filter(|(_, value)| value.is_finite()).collect();
     let mut map = BTreeMap::from([
-        ("context_size", json!(config.data.context_size)),
-        ("dataset_path", json!(config.data.dataset)),
-        ("disable_concat_sequences", json!(config.data.disable_concat_sequences)),
         ("exclude_special_tokens", json!(false)),
         ("hook_head_index", Value::Null),
-        ("hook_name", json!(config.model.hook)),
-        ("model_class_name", json!("HookedTransformer")),
-        // Weights as published: centring would shift what the hook sees.
-        ("model_from_pretrained_kwargs", json!({ "center_writing_weights": false })),
-        ("model_name", json!(config.model.name)),
-        ("prepend_bos", json!(config.data.prepend_bos)),
         ("sae_lens_training_version", Value::Null),
         ("sae_lens_version", json!(SAE_LENS_VERSION)),
         ("saesweep_metrics", json!(metrics)),
@@ -100,10 +90,10 @@ fn metadata(info: &SaveInfo) -> Value {
         ("saesweep_trial", json!(info.trial)),
         ("saesweep_version", json!(env!("CARGO_PKG_VERSION"))),
         ("seqpos_slice", json!([null])),
-        ("sequence_separator_token", separator),
         ("training_architecture", json!(config.sae.architecture.name())),
         ("training_architecture_details", details(&config.sae)),
     ]);
+    map.extend(source(&config.source));
     if let Some(l0) = info.l0.filter(|l0| l0.is_finite()) {
         map.insert("l0", json!(l0));
     }
@@ -111,6 +101,38 @@ fn metadata(info: &SaveInfo) -> Value {
         map.insert("num_dead_features", json!(dead));
     }
     json!(map)
+}
+
+/// Where the activations came from, as far as SAELens has words for it.
+fn source(source: &ActivationSource) -> BTreeMap<&'static str, Value> {
+    let Some((model, data)) = source.model() else {
+        let dataset = match source {
+            ActivationSource::Files(files) => json!(files.files),
+            _ => Value::Null,
+        };
+        return BTreeMap::from([
+            ("dataset_path", dataset),
+            ("hook_name", Value::Null),
+            ("model_name", Value::Null),
+            ("saesweep_source", json!(source.name())),
+        ]);
+    };
+    let separator = match data.sequence_separator_token {
+        SequenceSeparator::None => Value::Null,
+        other => json!(other),
+    };
+    BTreeMap::from([
+        ("context_size", json!(data.context_size)),
+        ("dataset_path", json!(data.dataset)),
+        ("disable_concat_sequences", json!(data.disable_concat_sequences)),
+        ("hook_name", json!(model.hook)),
+        ("model_class_name", json!("HookedTransformer")),
+        // Weights as published: centring would shift what the hook sees.
+        ("model_from_pretrained_kwargs", json!({ "center_writing_weights": false })),
+        ("model_name", json!(model.name)),
+        ("prepend_bos", json!(data.prepend_bos)),
+        ("sequence_separator_token", separator),
+    ])
 }
 
 /// The settings that only training needs.

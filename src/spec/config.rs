@@ -1,6 +1,12 @@
 //! Checked settings to the plain data that the rest of the program works with.
 
-use super::{axes::Axis, check::View, keys::trial_keys, sections::Fixed, setting::Setting};
+use super::{
+    axes::Axis,
+    check::View,
+    keys::{Used, trial_keys},
+    sections::Fixed,
+    setting::Setting,
+};
 use crate::{
     metric::Goal,
     slot::DeviceKind,
@@ -141,9 +147,10 @@ fn is_hub_id(name: &str) -> bool {
 pub(crate) fn trial_config(view: View<'_>) -> TrialConfig {
     let mut sections: Map<String, Value> = Map::new();
     for key in trial_keys() {
-        // What only another architecture uses is no part of the configuration; what no schedule reads is,
+        // What only another architecture or source uses is no part of the configuration; what no schedule reads is,
         // with its default.
-        let is_foreign = matches!(key.used, super::keys::Used::Architectures(_)) && !view.uses(key.name);
+        let is_foreign =
+            matches!(key.used, Used::Architectures(_) | Used::Sources(_)) && !view.uses(key.name);
         let (Some(setting), false) = (view.resolved(key.name), is_foreign) else { continue };
         let (section, name) = key.name.split_once('.').expect("invariant: settings have sections");
         let fields = sections.entry(section).or_insert_with(|| Value::Object(Map::new()));

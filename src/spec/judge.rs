@@ -12,6 +12,7 @@ use super::{
     strategy::{max_trials, too_many},
     variation::Variation,
 };
+use crate::metric::{METRICS, Needs, metric};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Judges the combinations as a whole.
@@ -20,6 +21,7 @@ pub(crate) fn judge(expander: &mut Expander<'_>, problems: &mut Vec<Problem>) {
     let Parts { fixed, variation, .. } = parts;
     problems.extend(expander.take_problems());
     problems.extend(unused(fixed, expander, variation));
+    problems.extend(objective_without_metric(parts, expander));
     let unused: BTreeSet<String> = problems
         .iter()
         .filter(|problem| problem.fault == Fault::NoEffect)
@@ -59,6 +61,7 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
     for key in trial_keys() {
         let (decider, users) = match key.used {
             Used::Always => continue,
+            Used::Sources(names) => ("activations.source", names),
             Used::Architectures(names) => ("sae.architecture", names),
             Used::Schedulers(names) => ("train.lr_scheduler_name", names),
         };
@@ -91,6 +94,44 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
         });
     }
     problems
+}
+
+/// An objective that no trial will have.
+fn objective_without_metric(parts: Parts<'_>, expander: &Expander<'_>) -> Option<Problem> {
+    let Parts { layers, fixed, variation } = parts;
+    let source = "activations.source";
+    if fixed.broken.contains(source) || variation.broken.contains(source) || expander.considered.is_empty() {
+        return None;
+    }
+    let name = fixed.get("sweep.objective.metric")?.as_text()?;
+    let sources: BTreeSet<&str> =
+        expander.considered.iter().filter_map(|trial| trial.settings.get(source)?.as_text()).collect();
+    let is_met = |needs: Needs| match needs {
+        Needs::Activations => true,
+        Needs::Model => sources.contains("model"),
+        Needs::Truth => sources.contains("toy"),
+    };
+    if is_met(metric(name)?.needs) {
+        return None;
+    }
+    let there: Vec<&str> =
+        METRICS.iter().filter(|metric| is_met(metric.needs)).map(|metric| metric.name).collect();
+    let better = if is_met(Needs::Truth) { "recovered_share" } else { "explained_variance" };
+    let words: Vec<&str> = sources.into_iter().collect();
+    Some(Problem {
+        place: match fixed.place("sweep.objective.metric")? {
+            Place::Default => layers.file_place("sweep"),
+            place => place.clone(),
+        },
+        key: "sweep.objective.metric".to_owned(),
+        fault: Fault::NoEffect,
+        found: format!(
+            "\"{name}\", which no trial will have: {source} is {} in all of them",
+            listed(&words).replace(", ", " or ")
+        ),
+        expected: format!("one of {}", listed(&there)),
+        hint: Some(format!("objective = {{ metric = \"{better}\" }} under [sweep]")),
+    })
 }
 
 /// Combinations of one configuration, told once for each cause.
@@ -126,6 +167,7 @@ fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<S
             "the same settings".to_owned()
         } else if let Some(foreign) = differing.iter().find(|name| !view.uses(name)) {
             let decider = match find(foreign).map(|key| key.used) {
+                Some(Used::Sources(_)) => "activations.source",
                 Some(Used::Schedulers(_)) => "train.lr_scheduler_name",
                 _ => "sae.architecture",
             };
@@ -180,7 +222,9 @@ pub(crate) fn exclude_notes(expander: &Expander<'_>, variation: &Variation<'_>) 
 pub(crate) fn store_note(trials: &[PlannedTrial]) -> Option<String> {
     let of_store = |trial: &PlannedTrial| -> BTreeMap<String, serde_json::Value> {
         let mut flat = flat(&trial.config);
-        flat.retain(|key, _| ["model.", "data.", "store."].iter().any(|section| key.starts_with(section)));
+        flat.retain(|key, _| {
+            ["activations.", "model.", "data.", "store."].iter().any(|section| key.starts_with(section))
+        });
         flat
     };
     let stores: Vec<_> = trials.iter().map(of_store).collect();

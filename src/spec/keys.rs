@@ -3,10 +3,10 @@
 //! `defaults.toml` documents the settings for users and holds their defaults; this table says what may be
 //! written. A test holds the two and the structs of `trial.rs` together. Start with [`KEYS`].
 
-use Kind::{Bool, Folder, Text, Word, Words};
+use Kind::{Bool, Folder, Paths, Text, Word, Words};
 use Presence::{Auto, Default, Optional, Required};
 use Scope::{Sweep, Trial};
-use Used::{Always, Architectures, Schedulers};
+use Used::{Always, Architectures, Schedulers, Sources};
 
 /// What may be written as a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     },
     /// Text that can name a folder.
     Folder,
+    /// Text that names a file or folder, or a list of such texts.
+    Paths,
     /// One of these words.
     Word(&'static [&'static str]),
     /// A list of these words.
@@ -70,6 +72,7 @@ impl Kind {
                 "a name for a folder: letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 100"
                     .to_owned()
             }
+            Self::Paths => "a path in quotes, or a list of paths".to_owned(),
             Self::Word(words) => format!("one of {}", listed(words)),
             Self::Words(words) => format!("a list of {}", listed(words)),
         }
@@ -95,6 +98,8 @@ pub(crate) enum Presence {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Used {
     Always,
+    /// Those with these sources of activations.
+    Sources(&'static [&'static str]),
     /// Those of these architectures.
     Architectures(&'static [&'static str]),
     /// Those with these learning rate schedules.
@@ -135,7 +140,7 @@ impl Key {
 
 /// Sections that hold settings, in the order of `defaults.toml`.
 pub(crate) const SECTIONS: &[&str] =
-    &["sweep", "model", "data", "store", "sae", "train", "eval", "run", "devices", "report"];
+    &["sweep", "activations", "model", "data", "store", "sae", "train", "eval", "run", "devices", "report"];
 
 /// Parts of a sweep file that say what varies.
 pub(crate) const VARIATION: &[&str] = &["axes", "zip", "exclude", "derive", "trial"];
@@ -143,6 +148,9 @@ pub(crate) const VARIATION: &[&str] = &["axes", "zip", "exclude", "derive", "tri
 /// Strategies there are.
 pub(crate) const STRATEGIES: &[&str] = &["grid", "random", "list"];
 
+const MODEL: Used = Sources(&["model"]);
+const TOY: Used = Sources(&["toy"]);
+const FILES: Used = Sources(&["files"]);
 const STANDARD: Used = Architectures(&["standard"]);
 const TOPK: Used = Architectures(&["topk"]);
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
@@ -173,6 +181,8 @@ const fn used(name: &'static str, used: Used, kind: Kind, presence: Presence) ->
 
 /// A context longer than this is a slip of the finger.
 const MAX_CONTEXT: i64 = 1 << 20;
+/// More features than this take longer to draw than any SAE to train.
+const MAX_FEATURES: i64 = 1 << 20;
 /// Sizes of matrices: products of two of them must not overflow.
 const MAX_SIZE: i64 = 1 << 30;
 
@@ -185,16 +195,31 @@ pub(crate) const KEYS: &[Key] = &[
     key(Sweep, "sweep.max_trials", Kind::Int { min: 1, max: 1_000_000 }, Default),
     key(Sweep, "sweep.objective.metric", Text { empty: false }, Default),
     key(Sweep, "sweep.objective.goal", Word(&["maximize", "minimize"]), Auto("the metric's own direction")),
-    key(Trial, "model.name", Text { empty: false }, Required),
-    key(Trial, "model.hook", Text { empty: false }, Required),
-    key(Trial, "data.dataset", Text { empty: false }, Required),
-    key(Trial, "data.column", Text { empty: true }, Default),
-    key(Trial, "data.context_size", Kind::Int { min: 2, max: MAX_CONTEXT }, Default),
-    key(Trial, "data.prepend_bos", Bool, Default),
-    key(Trial, "data.sequence_separator_token", Word(&["bos", "eos", "sep", "none"]), Default),
-    key(Trial, "data.disable_concat_sequences", Bool, Default),
-    key(Trial, "data.eval_fraction", between(0.0, true, 1.0, true), Default),
-    key(Trial, "data.eval_max_tokens", int(2), Default),
+    key(Trial, "activations.source", Word(&["model", "toy", "files"]), Default),
+    used("activations.n_features", TOY, Kind::Int { min: 1, max: MAX_FEATURES }, Required),
+    used("activations.d_in", TOY, Kind::Int { min: 1, max: MAX_SIZE }, Required),
+    used("activations.mean_active", TOY, above(0.0), Required),
+    used("activations.probability_power", TOY, at_least(0.0), Default),
+    used("activations.norm_power", TOY, at_least(0.0), Default),
+    used("activations.spread", TOY, between(0.0, false, 1.0, false), Default),
+    used("activations.correlation", TOY, between(0.0, false, 1.0, false), Default),
+    used("activations.group_size", TOY, Kind::Int { min: 1, max: MAX_SIZE }, Default),
+    used("activations.noise", TOY, at_least(0.0), Default),
+    used("activations.seed", TOY, int(0), Default),
+    used("activations.files", FILES, Paths, Required),
+    used("activations.tensor", FILES, Text { empty: true }, Default),
+    used("activations.eval_fraction", FILES, between(0.0, true, 1.0, true), Default),
+    used("activations.eval_rows", Sources(&["toy", "files"]), int(1), Default),
+    used("model.name", MODEL, Text { empty: false }, Required),
+    used("model.hook", MODEL, Text { empty: false }, Required),
+    used("data.dataset", MODEL, Text { empty: false }, Required),
+    used("data.column", MODEL, Text { empty: true }, Default),
+    used("data.context_size", MODEL, Kind::Int { min: 2, max: MAX_CONTEXT }, Default),
+    used("data.prepend_bos", MODEL, Bool, Default),
+    used("data.sequence_separator_token", MODEL, Word(&["bos", "eos", "sep", "none"]), Default),
+    used("data.disable_concat_sequences", MODEL, Bool, Default),
+    used("data.eval_fraction", MODEL, between(0.0, true, 1.0, true), Default),
+    used("data.eval_max_tokens", MODEL, int(2), Default),
     key(Sweep, "store.dir", Text { empty: true }, Default),
     key(Trial, "store.tokens", int(1), Auto("as many as train.tokens")),
     key(Trial, "store.dtype", Word(&["float32", "float16", "bfloat16"]), Default),

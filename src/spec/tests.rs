@@ -1,5 +1,7 @@
 //! Tests of the whole way from text to plan.
 
+mod sources;
+
 use super::{
     DEFAULTS_TOML, Fault, LocalName, Plan, SpecErrors, SpecSource, canonical, flat,
     keys::{KEYS, Presence, Scope, trial_keys},
@@ -19,6 +21,34 @@ name = "org/model"
 hook = "blocks.0.hook_mlp_out"
 [data]
 dataset = "stories.jsonl"
+[sae]
+d_sae = 512
+[train]
+tokens = 1_000_000
+"#;
+
+const TOY: &str = r#"
+[sweep]
+name = "toy"
+objective = { metric = "recovered_share" }
+[activations]
+source = "toy"
+n_features = 256
+d_in = 64
+mean_active = 8
+[sae]
+d_sae = 512
+[train]
+tokens = 1_000_000
+"#;
+
+const FILES: &str = r#"
+[sweep]
+name = "files"
+objective = { metric = "explained_variance" }
+[activations]
+source = "files"
+files = "acts"
 [sae]
 d_sae = 512
 [train]
@@ -95,6 +125,9 @@ fn table_defaults_and_structs_name_the_same_settings() {
         let plan = with_overrides("", &[&format!("sae.architecture={architecture}")]).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
+    for text in [TOY, FILES] {
+        in_structs.extend(flat(&plan(text).trials[0].config).into_keys());
+    }
     let in_table: BTreeSet<String> = trial_keys().map(|key| key.name.to_owned()).collect();
     assert_eq!(in_structs, in_table);
 }
@@ -115,7 +148,8 @@ fn collect(prefix: &str, value: &toml::Value, names: &mut BTreeSet<String>) {
 
 #[test]
 fn words_of_the_table_are_those_of_the_structs() {
-    for key in trial_keys() {
+    // Other sources take other settings; they have a test of their own.
+    for key in trial_keys().filter(|key| key.name != "activations.source") {
         let super::keys::Kind::Word(words) = key.kind else { continue };
         for word in words {
             // A restart schedule and the like bring no further required settings.
@@ -141,7 +175,7 @@ fn layers_win_from_the_top() {
     assert_eq!(config.train.lr, 2e-4);
     assert_eq!(config.train.seed, 9);
     assert_eq!(config.train.batch_size, 512);
-    assert_eq!(config.model.name, "7");
+    assert_eq!(config.source.model().unwrap().0.name, "7");
     assert_eq!(config.train.data_seed, 42);
 }
 
@@ -313,7 +347,7 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
         let mut seen = BTreeMap::from([(unchanged[0].clone(), "nothing")]);
         for key in KEYS {
             let value = match (key.name, key.kind) {
-                ("sae.architecture", _) => continue,
+                ("sae.architecture" | "activations.source", _) => continue,
                 ("sweep.trials", _) => continue,
                 ("sae.normalize_activations", _) => "covariance_whitening".to_owned(),
                 ("train.lr_scheduler_name", _) => "cosineannealing".to_owned(),
@@ -337,10 +371,12 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                 (_, super::keys::Kind::Float(_)) => "0.123".to_owned(),
                 (_, super::keys::Kind::Text { .. } | super::keys::Kind::Folder) => "changed".to_owned(),
                 (_, super::keys::Kind::Word(words)) => (*words.last().unwrap()).to_owned(),
+                (_, super::keys::Kind::Paths) => "[\"changed\"]".to_owned(),
                 (_, super::keys::Kind::Words(words)) => format!("[\"{}\"]", words[0]),
             };
             let is_foreign = match key.used {
                 super::keys::Used::Architectures(names) => !names.contains(&architecture),
+                super::keys::Used::Sources(names) => !names.contains(&"model"),
                 _ => false,
             };
             if is_foreign {

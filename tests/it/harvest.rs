@@ -10,8 +10,9 @@ use saesweep::{
     model::{HookState, Model, ModelTokenizer, per_token_loss},
     store::Store,
     trial::{
-        Architecture, DataConfig, EvalConfig, LrScheduler, ModelConfig, NormalizeActivations, SaeConfig,
-        SequenceSeparator, StoreConfig, StoreDtype, TrainConfig, TrialConfig,
+        ActivationSource, Architecture, DataConfig, EvalConfig, LrScheduler, ModelConfig,
+        NormalizeActivations, SaeConfig, SequenceSeparator, StoreConfig, StoreDtype, TrainConfig,
+        TrialConfig,
     },
 };
 use std::{
@@ -25,18 +26,30 @@ fn model_folder(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/model")).join(name)
 }
 
+fn model_of(cfg: &mut TrialConfig) -> &mut ModelConfig {
+    let ActivationSource::Model { model, .. } = &mut cfg.source else { panic!("a model's activations") };
+    model
+}
+
+fn data_of(cfg: &mut TrialConfig) -> &mut DataConfig {
+    let ActivationSource::Model { data, .. } = &mut cfg.source else { panic!("a model's activations") };
+    data
+}
+
 fn config(hook: &str) -> TrialConfig {
     TrialConfig {
-        model: ModelConfig { name: "tiny".to_owned(), hook: hook.to_owned() },
-        data: DataConfig {
-            dataset: "stories".to_owned(),
-            column: String::new(),
-            context_size: 10,
-            prepend_bos: true,
-            sequence_separator_token: SequenceSeparator::Bos,
-            disable_concat_sequences: false,
-            eval_fraction: 0.2,
-            eval_max_tokens: 60,
+        source: ActivationSource::Model {
+            model: ModelConfig { name: "tiny".to_owned(), hook: hook.to_owned() },
+            data: DataConfig {
+                dataset: "stories".to_owned(),
+                column: String::new(),
+                context_size: 10,
+                prepend_bos: true,
+                sequence_separator_token: SequenceSeparator::Bos,
+                disable_concat_sequences: false,
+                eval_fraction: 0.2,
+                eval_max_tokens: 60,
+            },
         },
         store: StoreConfig {
             tokens: 205,
@@ -110,8 +123,9 @@ impl Encode for Plain<'_> {
 
 fn packed(model: &Model, files: &[PathBuf], cfg: &TrialConfig) -> Packed {
     let encode = Plain(model.tokenizer().unwrap());
-    let wanted = cfg.store.tokens.div_ceil(cfg.data.context_size as u64) as usize;
-    pack(files, &cfg.data, wanted, Some(&encode), model.config().vocab_size).unwrap()
+    let (_, data) = cfg.source.model().unwrap();
+    let wanted = cfg.store.tokens.div_ceil(data.context_size as u64) as usize;
+    pack(files, data, wanted, Some(&encode), model.config().vocab_size).unwrap()
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f32> {
@@ -277,7 +291,7 @@ fn store_that_is_there_is_not_built_again() {
     };
     cfg.train.lr = 1.0;
     cfg.sae.d_sae = 99;
-    cfg.model.name = "the same model under another name".to_owned();
+    model_of(&mut cfg).name = "the same model under another name".to_owned();
     assert_eq!(ensure_store(&stores, &model, &files, &cfg, &mut note).unwrap(), first);
     assert_eq!(phases, [HarvestPhase::Hashing]);
     // It may still be too small for what a trial wants.
@@ -294,14 +308,14 @@ fn identity_names_everything_that_makes_a_store() {
         |model: &Path, files: &[PathBuf], cfg: &TrialConfig| store_identity(model, files, cfg).unwrap().key();
     let mut keys = vec![key(&model, &files, &cfg), key(&model_folder("qwen2"), &files, &cfg)];
     let changes: [fn(&mut TrialConfig); 13] = [
-        |cfg| cfg.model.hook = "blocks.0.hook_resid_pre".to_owned(),
-        |cfg| cfg.data.column = "text".to_owned(),
-        |cfg| cfg.data.context_size = 11,
-        |cfg| cfg.data.prepend_bos = false,
-        |cfg| cfg.data.sequence_separator_token = SequenceSeparator::None,
-        |cfg| cfg.data.disable_concat_sequences = true,
-        |cfg| cfg.data.eval_fraction = 0.3,
-        |cfg| cfg.data.eval_max_tokens = 61,
+        |cfg| model_of(cfg).hook = "blocks.0.hook_resid_pre".to_owned(),
+        |cfg| data_of(cfg).column = "text".to_owned(),
+        |cfg| data_of(cfg).context_size = 11,
+        |cfg| data_of(cfg).prepend_bos = false,
+        |cfg| data_of(cfg).sequence_separator_token = SequenceSeparator::None,
+        |cfg| data_of(cfg).disable_concat_sequences = true,
+        |cfg| data_of(cfg).eval_fraction = 0.3,
+        |cfg| data_of(cfg).eval_max_tokens = 61,
         |cfg| cfg.store.tokens = 206,
         |cfg| cfg.store.dtype = StoreDtype::Bfloat16,
         |cfg| cfg.store.shuffle_buffer_rows = 65,
@@ -346,7 +360,7 @@ fn what_cannot_be_harvested_is_said_before_anything_is_written() {
         &["no hook `blocks.0.hook_mlp_oot`", "blocks.0.hook_mlp_out"],
     );
     let mut long = cfg.clone();
-    long.data.context_size = 100_000;
+    data_of(&mut long).context_size = 100_000;
     check(&model, &files, &long, &["data.context_size is 100000, and model `tiny` takes at most"]);
     let mut large = cfg.clone();
     large.train.batch_size = 4096;

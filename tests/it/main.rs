@@ -6,6 +6,7 @@ mod harvest;
 mod hub;
 mod model_golden;
 mod report;
+mod rows;
 mod sae_format;
 mod sched_processes;
 mod spec_errors;

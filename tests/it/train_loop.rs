@@ -2,7 +2,10 @@
 
 use saesweep::{
     kernels::{Pool, Shape, Workspace},
-    store::{EvalPart, FORMAT_VERSION, Store, StoreIdentity, StoreLabel, StoreWriter, WriterStart},
+    store::{
+        EvalPart, FORMAT_VERSION, ModelIdentity, SourceIdentity, Store, StoreIdentity, StoreLabel,
+        StoreWriter, WriterStart,
+    },
     train::{Hooks, TrainError, TrainOutcome, Trained, train},
     trial::{NormalizeActivations, SequenceSeparator, StoreDtype, TrialJob},
 };
@@ -37,16 +40,18 @@ fn row(at: usize) -> [f32; D] {
 fn build_store(stores: &Path) -> Store {
     let identity = StoreIdentity {
         format_version: FORMAT_VERSION,
-        model_hash: "11".repeat(32),
-        hook: "blocks.0.hook_mlp_out".to_owned(),
-        data_hash: "22".repeat(32),
-        column: "text".to_owned(),
-        context_size: CONTEXT,
-        prepend_bos: true,
-        separator: SequenceSeparator::Bos,
-        disable_concat: false,
-        eval_fraction: 0.02,
-        eval_max_tokens: 100,
+        source: SourceIdentity::Model(ModelIdentity {
+            model_hash: "11".repeat(32),
+            hook: "blocks.0.hook_mlp_out".to_owned(),
+            data_hash: "22".repeat(32),
+            column: "text".to_owned(),
+            context_size: CONTEXT,
+            prepend_bos: true,
+            separator: SequenceSeparator::Bos,
+            disable_concat: false,
+            eval_fraction: 0.02,
+            eval_max_tokens: 100,
+        }),
         tokens: (SEQUENCES * CONTEXT) as u64,
         dtype: StoreDtype::Float32,
         shuffle_buffer_rows: 512,
@@ -54,7 +59,7 @@ fn build_store(stores: &Path) -> Store {
     };
     let label = StoreLabel {
         model: "org/model".to_owned(),
-        hook: identity.hook.clone(),
+        hook: "blocks.0.hook_mlp_out".to_owned(),
         dataset: "org/stories".to_owned(),
     };
     let WriterStart::Build(mut writer) =
