@@ -26,7 +26,11 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
         .filter_map(|trial| Some((trial, trial.metric("l0")?, trial.metric(frontier.metric)?)))
         .filter(|point| point.1 > 0.0)
         .collect();
-    let Some(x) = Axis::over(Scale::Log, points.iter().map(|point| point.1), 0.06) else { return Ok(None) };
+    let true_l0 = run.true_l0();
+    let all_l0 = points.iter().map(|point| point.1).chain(true_l0.iter().copied());
+    let Some(x) = Axis::over(Scale::Log, all_l0, 0.06).filter(|_| !points.is_empty()) else {
+        return Ok(None);
+    };
     let on_frontier: Vec<(f64, f64)> = frontier
         .points
         .iter()
@@ -46,6 +50,10 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
             "L0: active latents per token (log scale; sparser to the left)",
             &format!("{title} (higher is better)"),
         )?;
+        for l0 in &true_l0 {
+            let x = panel.at(*l0, floor).0;
+            canvas.dashed(&[(x, PLOT.top), (x, PLOT.bottom())], Stroke { colour: INK, width: 1.3 })?;
+        }
         panel.curve(canvas, &on_frontier, Stroke { colour: INK, width: 1.6 }, false)?;
         let many = points.len() > MANY;
         let mut below = 0;
@@ -75,6 +83,10 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
         entries.push(Entry::Line { colour: INK, dashed: false, text: "frontier".to_owned() });
         entries.push(Entry::Detail("hollow: beaten by".to_owned()));
         entries.push(Entry::Detail("another trial".to_owned()));
+        if !true_l0.is_empty() {
+            let what = "true features per row".to_owned();
+            entries.push(Entry::Line { colour: INK, dashed: true, text: what });
+        }
         let keys = encoding.label_keys();
         if !keys.is_empty() {
             entries.push(Entry::Gap);
