@@ -1,6 +1,7 @@
 //! L0 against a fidelity metric: one mark per finished trial, the frontier as a line.
 
 use super::WIDTH;
+use crate::metric::{Needs, metric};
 use crate::report::{
     choose::Encoding,
     plot::{
@@ -37,7 +38,9 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
         .map(|point| (point.l0, point.fidelity))
         .filter(|point| point.0 > 0.0)
         .collect();
-    let floor = lowest_shown(&points, &on_frontier);
+    // Where true features are known, how far recovery falls beyond their L0 is what the figure is for.
+    let shows_all = metric(frontier.metric).is_some_and(|metric| metric.needs == Needs::Truth);
+    let floor = if shows_all { f64::NEG_INFINITY } else { lowest_shown(&points, &on_frontier) };
     let shown = points.iter().map(|point| point.2).filter(|value| *value >= floor);
     let Some(y) = Axis::over(Scale::Linear, shown, 0.06) else { return Ok(None) };
     let panel = Panel { rect: PLOT, x, y };
@@ -51,7 +54,7 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
             &format!("{title} (higher is better)"),
         )?;
         for l0 in &true_l0 {
-            let x = panel.at(*l0, floor).0;
+            let x = panel.at(*l0, 0.0).0;
             canvas.dashed(&[(x, PLOT.top), (x, PLOT.bottom())], Stroke { colour: INK, width: 1.3 })?;
         }
         panel.curve(canvas, &on_frontier, Stroke { colour: INK, width: 1.6 }, false)?;
