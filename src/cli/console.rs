@@ -54,11 +54,6 @@ impl Console {
         self.is_live
     }
 
-    /// Whether nothing but results and errors is wanted.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.quiet
-    }
-
     /// A line for the user, unless quiet is wanted.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {

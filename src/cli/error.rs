@@ -58,6 +58,8 @@ impl CliError {
     pub(super) fn exit(&self) -> Exit {
         match self {
             Self::Spec(_) | Self::Slot(_) | Self::Usage(_) => Exit::Usage,
+            // The sweep names it, so the sweep is wrong.
+            Self::Model(ModelError::UnknownHook { .. }) => Exit::Usage,
             Self::Interrupted => Exit::Interrupted,
             _ => Exit::Error,
         }

@@ -6,7 +6,7 @@ use crate::{
     rundir::{RunDir, RunDirError, remove_if_present, write_atomic},
     table::{RunData, write_tables},
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 /// Writes tables, figures and report. The report comes last, so what it shows is there.
 pub(super) fn write_outputs(run: &RunDir, data: &RunData, template: Option<&str>) -> Result<(), CliError> {
@@ -21,19 +21,25 @@ pub(super) fn write_outputs(run: &RunDir, data: &RunData, template: Option<&str>
     Ok(())
 }
 
+/// Removes what a killed coordinator left among the tables; for the coordinator alone.
+pub(super) fn remove_temporaries(run: &RunDir) -> Result<(), RunDirError> {
+    remove_where(&run.tables(), |name| name.starts_with(".tmp"))
+}
+
 /// Removes figures of an earlier report that this one does not have.
 fn remove_stale_figures(run: &RunDir, wanted: &BTreeSet<&str>) -> Result<(), RunDirError> {
-    let folder = run.figures();
-    let entries = match std::fs::read_dir(&folder) {
+    remove_where(&run.figures(), |name| name.ends_with(".svg") && !wanted.contains(name))
+}
+
+fn remove_where(folder: &Path, is_stale: impl Fn(&str) -> bool) -> Result<(), RunDirError> {
+    let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(RunDirError::io("list", &folder)(error)),
+        Err(error) => return Err(RunDirError::io("list", folder)(error)),
     };
     for entry in entries {
-        let path = entry.map_err(RunDirError::io("list", &folder))?.path();
-        let is_stale = path.extension().is_some_and(|ending| ending == "svg")
-            && path.file_name().and_then(|name| name.to_str()).is_none_or(|name| !wanted.contains(name));
-        if is_stale {
+        let path = entry.map_err(RunDirError::io("list", folder))?.path();
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(&is_stale) {
             remove_if_present(&path)?;
         }
     }

@@ -7,7 +7,9 @@ use crate::{
         RunDir, RunDirError, RunState, TrialDir, TrialPhase, read_job, read_result, remove_if_present,
         write_atomic,
     },
+    sae,
     spec::PlannedTrial,
+    train,
     trial::{RunConfig, TrialId, TrialJob, TrialResult, TrialStatus},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,9 +98,7 @@ pub(super) fn prepare(
                 prepared.kept.insert(trial.id.clone(), *status);
                 if let Ok(Some(result)) = &result {
                     prepared.unrecorded.extend(unrecorded(result, phase));
-                    if result.status != TrialStatus::Failed {
-                        remove_if_present(&dir.checkpoint())?;
-                    }
+                    remove_spent_checkpoint(&dir, result.status)?;
                 }
                 continue;
             }
@@ -134,10 +134,20 @@ fn unrecorded(result: &TrialResult, phase: Option<&TrialPhase>) -> Option<Event>
 
 /// Removes everything a trial made but its log.
 fn clear(dir: &TrialDir) -> Result<(), RunDirError> {
-    for path in [dir.result(), dir.checkpoint(), dir.metrics(), dir.sae()] {
-        remove_if_present(&path)?;
-    }
-    Ok(())
+    remove_if_present(&dir.result())?;
+    remove_checkpoint(dir)?;
+    remove_if_present(&dir.metrics())?;
+    sae::folder::remove_all(&dir.sae()).map_err(RunDirError::io("remove", &dir.sae()))
+}
+
+/// Removes the checkpoint of a trial with that verdict, which is of no use any more. A trial that failed may be
+/// tried again from it.
+pub(super) fn remove_spent_checkpoint(dir: &TrialDir, status: TrialStatus) -> Result<(), RunDirError> {
+    if status == TrialStatus::Failed { Ok(()) } else { remove_checkpoint(dir) }
+}
+
+fn remove_checkpoint(dir: &TrialDir) -> Result<(), RunDirError> {
+    train::remove_checkpoint(dir.root()).map_err(RunDirError::io("remove", &dir.checkpoint()))
 }
 
 fn write_job(dir: &TrialDir, job: &TrialJob) -> Result<(), RunDirError> {

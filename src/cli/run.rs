@@ -9,6 +9,7 @@ use super::{
     console::Console,
     facts::{RunFacts, cores, host_name, this_host},
     inputs::Inputs,
+    outputs::remove_temporaries,
     prepare::{Prepared, prepare},
     progress::{DownloadBars, SweepProgress, TrialLabel},
     run_data::{read_state, run_data},
@@ -71,6 +72,7 @@ async fn coordinate(
     let host = this_host();
     let mut facts = RunFacts::new(&plan, template, &host);
     let (mut journal, _) = Journal::open(&run_dir, &host_name(), std::process::id())?;
+    remove_temporaries(&run_dir)?;
     write_atomic(&run_dir.sweep_toml(), sweep.text.as_bytes())?;
     write_atomic(&run_dir.resolved_toml(), spec::resolved_toml(&plan).as_bytes())?;
     facts.write(&run_dir)?;

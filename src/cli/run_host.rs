@@ -4,6 +4,7 @@ use super::{
     CliError,
     facts::RunFacts,
     outputs::write_outputs,
+    prepare::remove_spent_checkpoint,
     progress::SweepProgress,
     run_data::{read_state, run_data},
 };
@@ -110,13 +111,19 @@ impl Host for RunHost {
     }
 
     fn verdict(&mut self, id: &TrialId) -> Option<Verdict> {
-        match read_result(&self.run.trial(id)) {
-            Ok(result) => result.map(|result| Verdict { status: result.status, reason: result.reason }),
+        let dir = self.run.trial(id);
+        let result = match read_result(&dir) {
+            Ok(result) => result?,
             Err(error) => {
                 tracing::warn!("trial {id}: {error}");
-                None
+                return None;
             }
+        };
+        // It may have died between its result and this.
+        if let Err(error) = remove_spent_checkpoint(&dir, result.status) {
+            tracing::warn!("trial {id}: {error}");
         }
+        Some(Verdict { status: result.status, reason: result.reason })
     }
 
     fn record(&mut self, event: &Event) -> Result<(), RunDirError> {
@@ -134,7 +141,7 @@ impl Host for RunHost {
 
     fn observe(&mut self, event: RunEvent<'_>) {
         match event {
-            RunEvent::Message { id, message } => self.progress.message(id, message),
+            RunEvent::Message { id, message } => self.progress.message(id, message, Instant::now()),
             RunEvent::Stopping => {
                 self.console.note("stopping: running trials write their checkpoints; once more to kill them");
             }

@@ -1,9 +1,9 @@
 //! Values as people read them: tables, sizes, times, numbers. And stdout.
 
 use super::CliError;
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 /// Prints to stdout.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
@@ -18,16 +18,13 @@ pub(super) fn print_json(value: &Value) -> Result<(), CliError> {
 
 /// Prints rows under a heading; columns of numbers stand to the right.
 pub(super) fn print_table(header: &[String], rows: &[Vec<String>]) -> Result<(), CliError> {
-    print(&table(header, rows, std::io::stdout().is_terminal()))
+    print(&table(header, rows))
 }
 
-/// Rows under a heading. Fitted to the terminal's width where there is one, never cut elsewhere.
-pub(super) fn table(header: &[String], rows: &[Vec<String>], is_terminal: bool) -> String {
+/// Rows under a heading. Never folded to the terminal's width: ids and numbers in pieces are of no use.
+fn table(header: &[String], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    if is_terminal {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    }
     table.set_header(header.iter().map(String::as_str));
     for row in rows {
         table.add_row(row.iter().map(String::as_str));
@@ -160,7 +157,7 @@ mod tests {
     #[test]
     fn tables_align_numbers_to_the_right() {
         let rows = [vec!["a".to_owned(), "1.5".to_owned()], vec!["bb".to_owned(), "10.25".to_owned()]];
-        let text = table(&["id".to_owned(), "l0".to_owned()], &rows, false);
+        let text = table(&["id".to_owned(), "l0".to_owned()], &rows);
         assert_eq!(text, "id     l0\na     1.5\nbb  10.25\n");
     }
 }

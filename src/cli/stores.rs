@@ -2,7 +2,7 @@
 
 use super::{CliError, console::Console, inputs::Inputs, progress::StoreBar, show, work::StopFlag};
 use crate::{
-    harvest,
+    harvest::{self, HarvestError},
     spec::Plan,
     store::Store,
     table::StoreLine,
@@ -74,6 +74,7 @@ pub(super) fn build(
             made => made?,
         };
         let line = line(&Store::open(stores, &key)?);
+        check_batches(plan, &group, line.rows)?;
         console.note(&format!(
             "store {key} {}: {} activations of width {}, {}",
             if was_built { "built" } else { "is there" },
@@ -87,6 +88,16 @@ pub(super) fn build(
         built.keys.extend(group.trials.into_iter().map(|id| (id.clone(), key.clone())));
     }
     Ok(built)
+}
+
+/// Every trial must find one batch in its store; the build looks at one trial alone.
+fn check_batches(plan: &Plan, group: &StoreGroup<'_>, rows: u64) -> Result<(), HarvestError> {
+    let trials = plan.trials.iter().filter(|trial| group.trials.contains(&&trial.id));
+    let largest = trials.map(|trial| trial.config.train.batch_size).max().unwrap_or(0);
+    if largest as u64 > rows {
+        return Err(HarvestError::TooFewRows { rows, batch_size: largest });
+    }
+    Ok(())
 }
 
 fn line(store: &Store) -> StoreLine {

@@ -4,7 +4,7 @@
 //! written last of all its files. Everything but times, slot and threads follows from configuration and
 //! store alone, however often the trial was interrupted.
 
-use super::{CliError, Exit, args::TrialArgs, show, work::StopFlag};
+use super::{CliError, Exit, args::TrialArgs, prepare::remove_spent_checkpoint, show, work::StopFlag};
 use crate::{
     eval,
     event::TrialMessage,
@@ -65,10 +65,8 @@ fn end(dir: &TrialDir, result: TrialResult) -> Result<Exit, CliError> {
         text.push('\n');
         write_atomic(&dir.result(), text.as_bytes())?;
     }
-    // A trial that failed may be tried again from its checkpoint.
-    if result.status != TrialStatus::Failed {
-        train::remove_checkpoint(dir.root()).map_err(RunDirError::io("remove", &dir.checkpoint()))?;
-    }
+    failpoint::hit("trial: has its result");
+    remove_spent_checkpoint(dir, result.status)?;
     let exit = if result.status == TrialStatus::Done { Exit::Ok } else { Exit::SomeFailed };
     say(&TrialMessage::Ended { result })?;
     Ok(exit)
@@ -153,13 +151,19 @@ fn train(
         }
     };
     let started = std::cell::Cell::new(None);
-    let mut on_start = |from_step: u64| started.set(Some((from_step, Instant::now())));
+    let steps = job.config.train.steps();
+    let mut on_start = |from_step: u64| {
+        started.set(Some((from_step, Instant::now())));
+        if from_step > 0 {
+            tracing::info!("continues at step {from_step} of {steps}");
+        }
+    };
     let mut on_log = |line: &LogLine| {
         failpoint::hit("trial: logged");
         let now = Instant::now();
         if let Some((from_step, at)) = started.take() {
             begin = (from_step, at);
-            tell(&TrialMessage::Started { from_step, steps: job.config.train.steps() });
+            tell(&TrialMessage::Started { from_step, steps });
         }
         if last_message.is_some_and(|last| now - last < MESSAGE_EVERY) {
             return;

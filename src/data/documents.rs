@@ -8,7 +8,6 @@ use std::{
     ops::{ControlFlow, Range},
     path::{Path, PathBuf},
 };
-
 /// One document.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Document {
@@ -40,6 +39,9 @@ pub(crate) struct Column {
 
 /// Receives documents a piece at a time; may break off.
 pub(crate) type Sink<'a> = dyn FnMut(Vec<Document>) -> Result<ControlFlow<()>, DataError> + 'a;
+
+/// The same of several files: takes the file too.
+pub(crate) type FileSink<'a> = dyn FnMut(&Path, Vec<Document>) -> Result<ControlFlow<()>, DataError> + 'a;
 
 /// All documents of a data set.
 #[derive(Debug)]
@@ -98,11 +100,7 @@ impl Documents {
     }
 
     /// Reads the documents of a range in order, until all are read or the sink breaks off.
-    pub(crate) fn read(
-        &self,
-        range: Range<usize>,
-        each: &mut dyn FnMut(&Path, Vec<Document>) -> Result<ControlFlow<()>, DataError>,
-    ) -> Result<(), DataError> {
+    pub(crate) fn read(&self, range: Range<usize>, each: &mut FileSink<'_>) -> Result<(), DataError> {
         let mut start_of_file = 0;
         for file in &self.files {
             let end_of_file = start_of_file + file.documents;

@@ -73,11 +73,9 @@ impl Packer {
     fn push_alone(&mut self, document: &[u32]) {
         let n = self.rules.context_size;
         match (self.rules.bos, document.first()) {
-            (Some(bos), Some(&first)) if first != bos => {
-                if document.len() >= n - 1 {
-                    self.sequences.push(bos);
-                    self.sequences.extend_from_slice(&document[..n - 1]);
-                }
+            (Some(bos), Some(&first)) if first != bos && document.len() >= n - 1 => {
+                self.sequences.push(bos);
+                self.sequences.extend_from_slice(&document[..n - 1]);
             }
             _ if document.len() >= n => self.sequences.extend_from_slice(&document[..n]),
             _ => {}

@@ -69,7 +69,7 @@ pub fn encode(
             Activation::TopK { k, rescale } => ws.gather_largest(pool, params, k, rescale, None),
         }
         let total = ws.lists.count();
-        ws.rows.fill(&ws.lists, 0..ws.lists.tiles.len(), &ws.order, n_tokens);
+        ws.rows.fill(&ws.lists, &ws.order, n_tokens, |_| true);
         let before = acts.latent.len();
         acts.latent.extend_from_slice(&ws.rows.latent[..total]);
         acts.value.extend_from_slice(&ws.rows.value[..total]);

@@ -1,8 +1,6 @@
 //! Active latents of a batch, twice: by latent ([`Lists`], what weight gradients need) and by token
 //! ([`Rows`], what decoding needs).
 
-use super::memory::Disjoint;
-
 /// Latents in one tile: the unit of work of everything that goes by latent.
 pub(super) const TILE: usize = 96;
 
@@ -16,11 +14,19 @@ pub(super) struct TileLists {
 }
 
 impl TileLists {
-    pub(super) fn clear(&mut self) {
+    /// Empties the lists for about `expected` entries. Memory grows with some room, so that batches of about
+    /// equal density need no more of it, and is given back once it is mostly idle, as it is when the dense
+    /// first steps of a training are over.
+    pub(super) fn clear(&mut self, expected: usize) {
         self.start.clear();
         self.start.push(0);
         self.token.clear();
         self.value.clear();
+        let room = expected + expected / 8;
+        if self.token.capacity() < expected || self.token.capacity() / 8 > room + TILE {
+            self.token = Vec::with_capacity(room);
+            self.value = Vec::with_capacity(room);
+        }
     }
 
     /// The entries of one latent of the tile.
@@ -31,16 +37,18 @@ impl TileLists {
             None => 0..0,
         }
     }
+
+    /// The number of entries of some latents of the tile, as far as it has so many.
+    #[inline]
+    pub(super) fn count(&self, places: std::ops::Range<usize>) -> usize {
+        let at = |place: usize| self.start.get(place).or(self.start.last()).map_or(0, |&at| at as usize);
+        at(places.end) - at(places.start)
+    }
 }
 
 /// Entries of all latents, tile by tile. Position `i` of tile `t` is the latent `order[t * TILE + i]`.
-#[derive(Default)]
 pub(super) struct Lists {
     pub(super) tiles: Vec<TileLists>,
-    /// Number of entries before each tile, and at last of all of them.
-    pub(super) base: Vec<u32>,
-    /// Gradient of each entry's pre-activation, in the order of the lists.
-    pub(super) d_pre: Vec<f32>,
 }
 
 impl Lists {
@@ -48,56 +56,38 @@ impl Lists {
         let n_tiles = d_sae.div_ceil(TILE);
         let mut tiles = Vec::with_capacity(n_tiles);
         tiles.resize_with(n_tiles, TileLists::default);
-        Self { tiles, base: Vec::with_capacity(n_tiles + 1), d_pre: Vec::new() }
+        Self { tiles }
     }
 
-    /// Counts the entries after the tiles were filled. Returns how many there are.
-    pub(super) fn count(&mut self) -> usize {
-        let mut total = 0;
-        self.base.clear();
-        self.base.push(0);
-        for tile in &self.tiles {
-            total += tile.token.len();
-            self.base
-                .push(u32::try_from(total).expect("invariant: a workspace has less than 2^32 activations"));
-        }
-        total
-    }
-
-    /// Makes room for one gradient per entry.
-    pub(super) fn reserve_gradients(&mut self) {
-        let total = self.base.last().map_or(0, |&total| total as usize);
-        if self.d_pre.len() < total {
-            self.d_pre.resize(total, 0.0);
-        }
+    /// Number of entries.
+    pub(super) fn count(&self) -> usize {
+        self.tiles.iter().map(|tile| tile.token.len()).sum()
     }
 }
 
-/// The same entries by token, in the order of the lists.
+/// The same entries by token, per token in the order of the tiles.
 #[derive(Default)]
 pub(super) struct Rows {
     /// Where each token's entries begin, and where the last ones end.
     pub(super) start: Vec<u32>,
     pub(super) latent: Vec<u32>,
     pub(super) value: Vec<f32>,
-    /// Place of each entry in the order of the lists.
-    pub(super) slot: Vec<u32>,
     next: Vec<u32>,
 }
 
 impl Rows {
-    /// Transposes the entries of some tiles.
+    /// Transposes the entries of the tiles for which `wanted` says so.
     pub(super) fn fill(
         &mut self,
         lists: &Lists,
-        tiles: std::ops::Range<usize>,
         order: &[u32],
         n_tokens: usize,
+        wanted: impl Fn(usize) -> bool,
     ) {
         self.next.clear();
         self.next.resize(n_tokens + 1, 0);
         let mut total = 0;
-        for tile in &lists.tiles[tiles.clone()] {
+        for (_, tile) in lists.tiles.iter().enumerate().filter(|&(index, _)| wanted(index)) {
             total += tile.token.len();
             for &token in &tile.token {
                 self.next[token as usize + 1] += 1;
@@ -108,24 +98,19 @@ impl Rows {
         }
         self.start.clear();
         self.start.extend_from_slice(&self.next);
-        if self.latent.len() < total {
-            self.latent.resize(total, 0);
-            self.value.resize(total, 0.0);
-            self.slot.resize(total, 0);
+        if self.latent.len() < total || self.latent.len() / 8 > total + n_tokens {
+            let room = total + total / 8;
+            self.latent = vec![0; room];
+            self.value = vec![0.0; room];
         }
-        let mut slot = lists.base.get(tiles.start).copied().unwrap_or(0);
-        for index in tiles {
-            let tile = &lists.tiles[index];
-            for (place, range) in tile.start.windows(2).enumerate() {
-                let latent = order[index * TILE + place];
+        for (index, tile) in lists.tiles.iter().enumerate().filter(|&(index, _)| wanted(index)) {
+            for (range, &latent) in tile.start.windows(2).zip(&order[index * TILE..]) {
                 for entry in range[0] as usize..range[1] as usize {
                     let next = &mut self.next[tile.token[entry] as usize];
                     let to = *next as usize;
                     *next += 1;
                     self.latent[to] = latent;
                     self.value[to] = tile.value[entry];
-                    self.slot[to] = slot;
-                    slot += 1;
                 }
             }
         }
@@ -136,9 +121,4 @@ impl Rows {
     pub(super) fn token(&self, token: usize) -> std::ops::Range<usize> {
         self.start[token] as usize..self.start[token + 1] as usize
     }
-}
-
-/// A way for tile tasks to fill their own lists at once.
-pub(super) fn shared_tiles(lists: &mut Lists) -> Disjoint<'_, TileLists> {
-    Disjoint::new(&mut lists.tiles)
 }

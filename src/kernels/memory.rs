@@ -64,7 +64,6 @@ impl<'a, T> Disjoint<'a, T> {
 
     /// # Safety
     /// While the returned slice lives, no other part that overlaps it is in use.
-    #[expect(clippy::mut_from_ref, reason = "the promise of the caller stands in for the borrow checker")]
     pub(super) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "part lies inside the slice");
         // SAFETY: inside the slice by the assertion, not aliased by the caller's promise.
@@ -73,35 +72,30 @@ impl<'a, T> Disjoint<'a, T> {
 
     /// # Safety
     /// As for [`Disjoint::part`], for the one element.
-    #[expect(clippy::mut_from_ref, reason = "the promise of the caller stands in for the borrow checker")]
     pub(super) unsafe fn at(&self, index: usize) -> &'a mut T {
         assert!(index < self.len, "index lies inside the slice");
         // SAFETY: inside the slice by the assertion, not aliased by the caller's promise.
         unsafe { &mut *self.start.add(index) }
     }
 
-    /// Writes one element.
+    /// The address of an element, for code that writes a tile of rows from there on.
     ///
     /// # Safety
-    /// `index` lies inside the slice, and nobody else reads or writes that element meanwhile.
-    #[inline(always)]
-    pub(super) unsafe fn set(&self, index: usize, value: T) {
-        debug_assert!(index < self.len);
-        // SAFETY: inside the slice and not shared, as the caller promises.
-        unsafe { *self.start.add(index) = value };
+    /// What is read or written through it lies inside the slice, and nobody else uses it meanwhile.
+    pub(super) unsafe fn pointer(&self, index: usize) -> *mut T {
+        assert!(index < self.len, "index lies inside the slice");
+        // SAFETY: inside the slice by the assertion.
+        unsafe { self.start.add(index) }
     }
 }
 
 /// Things that tasks borrow and give back, so that nothing is allocated once every thread has had one.
+#[derive(Default)]
 pub(super) struct Spares<T> {
     free: Mutex<Vec<T>>,
 }
 
 impl<T: Default> Spares<T> {
-    pub(super) fn new() -> Self {
-        Self { free: Mutex::new(Vec::new()) }
-    }
-
     /// Runs `task` with a spare. What the spare holds at first is unspecified.
     pub(super) fn with<R>(&self, task: impl FnOnce(&mut T) -> R) -> R {
         let taken = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();

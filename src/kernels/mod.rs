@@ -2,29 +2,45 @@
 //!
 //! Axes: B tokens in a batch, D activation width, F latents. Every array is row-major; both weight matrices
 //! are (F, D), one row per latent. Read [`reference`] first: it is the specification, and the kernels equal
-//! it to rounding. Sums are taken in a fixed order, so no result depends on the number of threads.
+//! it to rounding (3e-6 of an array's largest value in the tests; measured below 1e-6).
+//!
+//! A step gathers the active latents from the encoder product ([`standard_step`] all positive ones,
+//! [`topk_step`] the k largest), decodes, and makes the gradients latent by latent; [`adam`] clips and
+//! updates. What is mostly zero is never stored or multiplied; what is dense goes through whole products.
+//! Sums are taken in a fixed order: no result depends on the number of threads, and AVX-512 and AVX2 give
+//! the same bits.
+
+// What is computed.
+mod params;
+pub mod reference;
 
 mod adam;
 mod aim;
-mod decode;
-mod gather;
 mod infer;
-mod isa;
-mod lists;
-mod memory;
-mod params;
-mod pool;
-mod product;
-pub mod reference;
-mod rows;
-mod select;
-mod simd;
 mod standard;
+mod topk;
+
+// The parts of a step.
+mod gather;
+mod select;
+
+mod decode;
+mod weights;
+
+mod dense;
+mod lists;
+mod workspace;
+
+// What the parts are made of.
+mod product;
+mod rows;
+
+mod isa;
+mod memory;
+mod pool;
+mod simd;
 #[cfg(test)]
 mod testing;
-mod topk;
-mod weights;
-mod workspace;
 
 pub use adam::{AdamStep, adam, clip_and_adam};
 pub use infer::{Activation, SparseActs, decode, encode};

@@ -57,14 +57,11 @@ impl Pool {
             (0..n_tasks).for_each(task);
             return;
         }
+        type Task<'a> = &'a (dyn Fn(usize) + Sync);
         // SAFETY: the job leaves `state` below, before this function returns and only after every worker
         // has counted itself out, so nobody uses the reference after its lifetime.
-        let job = Job {
-            task: unsafe {
-                std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task)
-            },
-            n_tasks,
-        };
+        let task = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
+        let job = Job { task, n_tasks };
         self.shared.next.store(0, Ordering::Relaxed);
         {
             let mut state = self.shared.lock();

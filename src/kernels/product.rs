@@ -10,6 +10,11 @@
 //! it; cutting the depth into blocks that fit the first-level cache gained nothing, since both operands
 //! stream from the second.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "an index runs through several arrays of registers and memory"
+)]
+
 use super::simd::{LANES, Simd};
 
 /// Width of a panel of the vector side.
@@ -160,7 +165,26 @@ pub(super) fn pack_group(rows: &[&[f32]], d_in: usize, out: &mut [f32]) {
     for (row, &from) in all.iter_mut().zip(rows) {
         *row = &from[..d_in];
     }
-    for (k, group) in out.chunks_exact_mut(GROUP).enumerate() {
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    while done + 4 <= d_in {
+        use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
+        let to = &mut out[done * GROUP..][..4 * GROUP];
+        for first in [0, 4, 8] {
+            // SAFETY: SSE is part of x86-64; four values are readable at `done` of every row, and four
+            // members of four groups are writable.
+            unsafe {
+                let at = |j: usize| _mm_loadu_ps(all[first + j].as_ptr().add(done));
+                let (mut a, mut b, mut c, mut d) = (at(0), at(1), at(2), at(3));
+                _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+                for (k, column) in [a, b, c, d].into_iter().enumerate() {
+                    _mm_storeu_ps(to.as_mut_ptr().add(k * GROUP + first), column);
+                }
+            }
+        }
+        done += 4;
+    }
+    for (k, group) in out.chunks_exact_mut(GROUP).enumerate().skip(done) {
         for j in 0..GROUP {
             group[j] = all[j][k];
         }

@@ -1,9 +1,16 @@
-//! Weighted sums of rows, and products of one vector with many rows: the sparse work of a step.
+//! The sparse work of a step on rows of (.., D) arrays: weighted sums of rows, one row added to many, and
+//! products of one vector with many rows.
 //!
-//! Both go through the rows of a (.., D) array in the order of a list. A weighted sum keeps a stretch of its
-//! result in registers while it walks the whole list, so each row is loaded once and nothing else is; the
-//! next stretch of each row is prefetched meanwhile, since rows are scattered over more memory than any
-//! cache holds. (Adding whole rows one after the other loads and stores the sum once per row.)
+//! All keep what they can in registers while they walk a list: a stretch of the result, of the row, or four
+//! sums. Lanes that lie beyond D are masked, so any D will do. Rows are read in the order of the list.
+//!
+//! Rejected for weighted sums: adding whole rows one after the other, which loads and stores the sum once
+//! per row; prefetching into the first-level instead of the second-level cache made no difference.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "an index runs through several arrays of registers and memory"
+)]
 
 use super::simd::{LANES, Simd};
 
@@ -86,48 +93,144 @@ unsafe fn stretch<S: Simd, const N: usize>(
     }
 }
 
-/// For four rows at once: `vector . row` and `row . row`.
+/// `block[token - first] += value * row` for all entries, where the block's rows are `width` apart.
 ///
 /// # Safety
-/// Instructions of `S` enabled; `vector` and all rows valid for `d_in` values.
+/// Instructions of `S` enabled; every token minus `first` is a row of the block, `row` is at most `width`
+/// long, and `width` is a multiple of the lanes.
 #[inline(always)]
-pub(super) unsafe fn products_of_four<S: Simd>(
+pub(super) unsafe fn add_to_rows<S: Simd>(
+    block: &mut [f32],
+    width: usize,
+    first: u32,
+    row: &[f32],
+    tokens: &[u32],
+    values: &[f32],
+) {
+    debug_assert!(width.is_multiple_of(LANES) && row.len() <= width);
+    debug_assert!(tokens.iter().all(|&token| ((token - first) as usize + 1) * width <= block.len()));
+    let whole = row.len() / LANES;
+    let mut at = 0;
+    // SAFETY: all stretches lie inside the row and the rows of the block.
+    unsafe {
+        let (to, row_start) = (block.as_mut_ptr(), row.as_ptr());
+        if S::ACCUMULATORS >= 16 {
+            while at + 16 <= whole {
+                add_stretch::<S, 16>(to, width, first, row_start, at, tokens, values);
+                at += 16;
+            }
+            while at + 8 <= whole {
+                add_stretch::<S, 8>(to, width, first, row_start, at, tokens, values);
+                at += 8;
+            }
+        }
+        while at + 4 <= whole {
+            add_stretch::<S, 4>(to, width, first, row_start, at, tokens, values);
+            at += 4;
+        }
+        while at < whole {
+            add_stretch::<S, 1>(to, width, first, row_start, at, tokens, values);
+            at += 1;
+        }
+        let rest = row.len() - whole * LANES;
+        if rest > 0 {
+            let w = S::load_part(row_start.add(whole * LANES), rest);
+            for (&token, &value) in tokens.iter().zip(values) {
+                let to = to.add((token - first) as usize * width + whole * LANES);
+                S::store(to, S::fma(S::splat(value), w, S::load(to)));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_stretch<S: Simd, const N: usize>(
+    block: *mut f32,
+    width: usize,
+    first: u32,
+    row: *const f32,
+    at: usize,
+    tokens: &[u32],
+    values: &[f32],
+) {
+    // SAFETY: the stretch lies inside the row and the rows of the block.
+    unsafe {
+        let mut w = [S::splat(0.0); N];
+        for v in 0..N {
+            w[v] = S::load(row.add((at + v) * LANES));
+        }
+        for (&token, &value) in tokens.iter().zip(values) {
+            let to = block.add((token - first) as usize * width + at * LANES);
+            let value = S::splat(value);
+            for v in 0..N {
+                let to = to.add(v * LANES);
+                S::store(to, S::fma(value, w[v], S::load(to)));
+            }
+        }
+    }
+}
+
+/// `out[i] = vector . rows[indices[i]]`, four rows at a time.
+///
+/// # Safety
+/// Instructions of `S` enabled; `vector` valid for `d_in` values, `rows` for `d_in` values at every index.
+#[inline(always)]
+pub(super) unsafe fn products_with_rows<S: Simd>(
     vector: *const f32,
-    rows: [*const f32; 4],
+    rows: *const f32,
     d_in: usize,
-) -> ([f32; 4], [f32; 4]) {
+    indices: &[u32],
+    out: &mut [f32],
+) {
+    let mut done = 0;
+    // SAFETY: all offsets lie inside the rows, and the rows are those of the given indices.
+    unsafe {
+        let at = |i: usize| rows.add(indices[i] as usize * d_in);
+        while done + 4 <= indices.len() {
+            let four = [at(done), at(done + 1), at(done + 2), at(done + 3)];
+            let products = products::<S, 4>(vector, four, d_in);
+            out[done..done + 4].copy_from_slice(&products);
+            done += 4;
+        }
+        while done < indices.len() {
+            out[done] = products::<S, 1>(vector, [at(done)], d_in)[0];
+            done += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn products<S: Simd, const N: usize>(
+    vector: *const f32,
+    rows: [*const f32; N],
+    d_in: usize,
+) -> [f32; N] {
     // SAFETY: all offsets lie inside the rows.
     unsafe {
-        let mut dots = [S::splat(0.0); 4];
-        let mut squares = [S::splat(0.0); 4];
+        let mut dots = [S::splat(0.0); N];
         let mut at = 0;
         while at + LANES <= d_in {
             let x = S::load(vector.add(at));
-            for r in 0..4 {
-                let w = S::load(rows[r].add(at));
-                dots[r] = S::fma(x, w, dots[r]);
-                squares[r] = S::fma(w, w, squares[r]);
+            for r in 0..N {
+                dots[r] = S::fma(x, S::load(rows[r].add(at)), dots[r]);
             }
             at += LANES;
         }
         if at < d_in {
             let x = S::load_part(vector.add(at), d_in - at);
-            for r in 0..4 {
-                let w = S::load_part(rows[r].add(at), d_in - at);
-                dots[r] = S::fma(x, w, dots[r]);
-                squares[r] = S::fma(w, w, squares[r]);
+            for r in 0..N {
+                dots[r] = S::fma(x, S::load_part(rows[r].add(at), d_in - at), dots[r]);
             }
         }
-        let mut out = ([0.0; 4], [0.0; 4]);
-        for r in 0..4 {
-            out.0[r] = S::sum(dots[r]);
-            out.1[r] = S::sum(squares[r]);
+        let mut out = [0.0; N];
+        for r in 0..N {
+            out[r] = S::sum(dots[r]);
         }
         out
     }
 }
 
-/// `row . row`, in the same order as [`products_of_four`] gives it.
+/// `row . row`
 ///
 /// # Safety
 /// Instructions of `S` enabled; the row valid for `d_in` values.

@@ -147,7 +147,7 @@ pub(super) fn keep_chosen(
         None => (None, None),
     };
     if let Some(lists) = &mut aux_lists {
-        lists.clear();
+        lists.clear(0);
     }
     for (place, &latent) in latents.iter().enumerate() {
         let last = lists.start[place + 1] as usize;
@@ -162,7 +162,7 @@ pub(super) fn keep_chosen(
                 aux_lists.value.push(value);
             }
             // relu after the choice; NaN passes.
-            if !(value <= 0.0) && main.chosen(token, value * factor, latent) {
+            if (value > 0.0 || value.is_nan()) && main.chosen(token, value * factor, latent) {
                 lists.token[kept] = token;
                 lists.value[kept] = value;
                 kept += 1;

@@ -63,7 +63,6 @@ pub(super) trait Simd: Copy {
     unsafe fn load_part(from: *const f32, count: usize) -> Self::V;
     /// Stores the first `count` lanes.
     unsafe fn store_part(to: *mut f32, value: Self::V, count: usize);
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
@@ -129,10 +128,6 @@ impl Simd for PlainLanes {
         }
     }
     #[inline(always)]
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-        Self::each(|lane| a[lane] + b[lane])
-    }
-    #[inline(always)]
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
         Self::each(|lane| a[lane] - b[lane])
     }
@@ -160,7 +155,7 @@ impl Simd for PlainLanes {
     unsafe fn not_below(a: Self::V, limit: Self::V) -> u32 {
         let mut mask = 0;
         for lane in 0..LANES {
-            mask |= u32::from(!(a[lane] < limit[lane])) << lane;
+            mask |= u32::from(a[lane] >= limit[lane] || a[lane].is_nan()) << lane;
         }
         mask
     }
@@ -257,11 +252,6 @@ mod x86 {
         unsafe fn store_part(to: *mut f32, value: __m512, count: usize) {
             // SAFETY: contract of `Simd`; masked lanes are not touched.
             unsafe { _mm512_mask_storeu_ps(to, first_lanes(count), value) }
-        }
-        #[inline(always)]
-        unsafe fn add(a: __m512, b: __m512) -> __m512 {
-            // SAFETY: contract of `Simd`.
-            unsafe { _mm512_add_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn sub(a: __m512, b: __m512) -> __m512 {
@@ -382,11 +372,6 @@ mod x86 {
                 _mm256_maskstore_ps(to, eight_lanes(count), value.0);
                 _mm256_maskstore_ps(to.wrapping_add(8), eight_lanes(count.saturating_sub(8)), value.1);
             }
-        }
-        #[inline(always)]
-        unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-            // SAFETY: contract of `Simd`.
-            unsafe { (_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
         }
         #[inline(always)]
         unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {

@@ -5,7 +5,8 @@ use super::gather::{ABOVE_ZERO, Gather, pack_batch};
 use super::lists::TILE;
 use super::params::Params;
 use super::pool::Pool;
-use super::weights::{Pull, WeightPass, decoder_bias_gradient};
+use super::select::decoder_norms;
+use super::weights::{L1, Pull, WeightPass};
 use super::workspace::{StepLosses, Workspace};
 
 /// Settings of one standard step.
@@ -37,56 +38,48 @@ pub fn standard_step(
     ws.gather_positive(pool, params);
     let n_active = ws.lists.count();
     ws.count_fired();
-    ws.lists.reserve_gradients();
-    ws.rows.fill(&ws.lists, 0..ws.lists.tiles.len(), &ws.order, n_tokens);
-    let p_is_one = step.lp_norm == 1.0;
-    if !p_is_one && ws.slope.len() < n_active {
-        ws.slope.resize(n_active, 0.0);
-    }
+    let has_l1 = step.l1_coefficient != 0.0;
+    let plain_l1 = step.lp_norm == 1.0;
+    let lp_norm = if has_l1 && !plain_l1 {
+        decoder_norms(pool, ws.isa, params, &mut ws.norms);
+        Some((&*ws.norms, step.lp_norm))
+    } else {
+        None
+    };
 
     let aim = ws.aim.take(n_tokens * params.d_in());
     let scale = 1.0 / n_tokens as f64;
-    let l1_scale = (step.l1_coefficient * scale) as f32;
+    let g = &mut ws.g[..x.len()];
     let pass = DecodePass {
         isa: ws.isa,
         params,
-        rows: &ws.rows,
+        order: &ws.order,
+        lists: &ws.lists,
         n_tokens,
         begin: Begin::Bias,
         target: aim.map_or(x, |aim| &aim.target),
         weight: aim.map(|aim| aim.weight.as_slice()),
         g_scale: (2.0 * scale) as f32,
-        l1_scale,
-        lp_norm: step.lp_norm,
+        lp_norm,
     };
-    pass.run(
-        pool,
-        &ws.token_spares,
-        DecodeOut {
-            reconstruction: &mut ws.reconstruction,
-            g: &mut ws.g,
-            d_pre: &mut ws.lists.d_pre,
-            slope: &mut ws.slope,
-            losses: &mut ws.token_losses,
-        },
-    );
+    let out = DecodeOut { reconstruction: &mut ws.reconstruction, g, losses: &mut ws.token_losses };
+    pass.run(pool, &mut ws.decode_space, out);
+
+    let l1 = L1 { scale: (step.l1_coefficient * scale) as f32, p: step.lp_norm, norms: &ws.token_losses };
     let pass = WeightPass {
         isa: ws.isa,
         params,
         order: &ws.order,
         x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
-        pulls: &[Pull { lists: &ws.lists, g: &ws.g }],
-        l1_scale,
-        slope: if p_is_one { &[] } else { &ws.slope },
+        pulls: &[Pull { lists: &ws.lists, g, l1: has_l1.then_some(l1) }],
         bias_in_input: step.apply_b_dec_to_input,
     };
-    pass.run(pool, grads, &mut ws.tile_squares, &mut ws.tile_bias);
-    let g = &ws.g[..n_tokens * params.d_in()];
-    let bias_squares = decoder_bias_gradient(pool, g, &ws.tile_bias, &mut grads.b_dec);
-    ws.grad_squares = ws.tile_squares.iter().sum::<f64>() + bias_squares;
+    let sums = pass.run(pool, &mut ws.weight_space, grads);
+    ws.grad_squares = sums.squares;
 
     let sum = |nth: usize| ws.token_losses.iter().map(|losses| losses[nth]).sum::<f64>();
-    let (mse, sparsity) = (scale * sum(0), step.l1_coefficient * scale * sum(1));
+    let norms = if plain_l1 { sums.l1 } else { sum(1) };
+    let (mse, sparsity) = (scale * sum(0), step.l1_coefficient * scale * norms);
     StepLosses { overall: mse + sparsity, mse, sparsity, l0: scale * n_active as f64 }
 }
 
@@ -166,6 +159,8 @@ impl Workspace {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::isa::Isa;
     use super::super::reference;
     use super::super::testing::{Problem, SHAPES, SHIFTS, bits, check_close, check_loss, check_params};
@@ -268,6 +263,24 @@ mod tests {
             assert_eq!(bits(&grads), bits(&fresh));
             assert_eq!(ws.reconstruction(), fresh_ws.reconstruction());
             assert_eq!(ws.fired(), fresh_ws.fired());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn equals_the_reference_on_any_shape(
+            (d_in, d_sae, batch) in (1_usize..70, 1_usize..220, 1_usize..70),
+            shift in -6.0_f32..6.0,
+            (l1_coefficient, lp_norm) in (0.0_f64..2.0, prop_oneof![Just(1.0_f64), 0.7_f64..3.0]),
+            apply_b_dec_to_input: bool,
+            seed: u64,
+        ) {
+            // Grid steps keep pre-activations exact.
+            let shift = (shift * 64.0).round() / 64.0;
+            let problem = Problem::new(d_in, d_sae, batch, shift, seed);
+            check(&problem, &StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input });
         }
     }
 

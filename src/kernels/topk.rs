@@ -8,7 +8,7 @@ use super::params::Params;
 use super::pool::Pool;
 use super::product::PANEL;
 use super::select::{decoder_norms, keep_chosen, rounds};
-use super::weights::{Pull, WeightPass, decoder_bias_gradient};
+use super::weights::{Pull, WeightPass};
 use super::workspace::{StepLosses, Workspace};
 
 /// Settings of one TopK step.
@@ -49,74 +49,54 @@ pub fn topk_step(
     ws.gather_largest(pool, params, step.k, step.rescale_acts_by_decoder_norm, aux);
     let n_active = ws.lists.count();
     ws.count_fired();
-    ws.lists.reserve_gradients();
-    ws.rows.fill(&ws.lists, 0..ws.lists.tiles.len(), &ws.order, n_tokens);
 
     let aim = ws.aim.take(x.len());
     let scale = 1.0 / n_tokens as f64;
+    let g = &mut ws.g[..x.len()];
     let pass = DecodePass {
         isa: ws.isa,
         params,
-        rows: &ws.rows,
+        order: &ws.order,
+        lists: &ws.lists,
         n_tokens,
         begin: Begin::Bias,
         target: aim.map_or(x, |aim| &aim.target),
         weight: aim.map(|aim| aim.weight.as_slice()),
         g_scale: (2.0 * scale) as f32,
-        l1_scale: 0.0,
-        lp_norm: 1.0,
+        lp_norm: None,
     };
-    let out = DecodeOut {
-        reconstruction: &mut ws.reconstruction,
-        g: &mut ws.g,
-        d_pre: &mut ws.lists.d_pre,
-        slope: &mut [],
-        losses: &mut ws.token_losses,
-    };
-    pass.run(pool, &ws.token_spares, out);
+    let out = DecodeOut { reconstruction: &mut ws.reconstruction, g, losses: &mut ws.token_losses };
+    pass.run(pool, &mut ws.decode_space, out);
 
     // The auxiliary reconstruction starts from what the main one left: its error is z W_dec - (x - xhat).
     let weight = step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2).max(1) as f64).min(1.0);
     ws.aux_losses.clear();
+    ws.aux_g.resize(if k_aux > 0 { x.len() } else { 0 });
     if k_aux > 0 {
-        ws.aux_lists.count();
-        ws.aux_lists.reserve_gradients();
-        ws.aux_rows.fill(&ws.aux_lists, 0..ws.aux_lists.tiles.len(), &ws.order, n_tokens);
-        ws.aux_sum.resize(n_tokens * d_in);
-        ws.aux_g.resize(n_tokens * d_in);
+        ws.aux_sum.resize(x.len());
         ws.aux_losses.resize(n_tokens, [0.0; 2]);
         let pass = DecodePass {
-            rows: &ws.aux_rows,
+            lists: &ws.aux_lists,
             begin: Begin::From(&ws.reconstruction),
             weight: None,
             g_scale: (2.0 * weight * scale) as f32,
             ..pass
         };
-        let out = DecodeOut {
-            reconstruction: &mut ws.aux_sum,
-            g: &mut ws.aux_g,
-            d_pre: &mut ws.aux_lists.d_pre,
-            slope: &mut [],
-            losses: &mut ws.aux_losses,
-        };
-        pass.run(pool, &ws.token_spares, out);
+        let out = DecodeOut { reconstruction: &mut ws.aux_sum, g: &mut ws.aux_g, losses: &mut ws.aux_losses };
+        pass.run(pool, &mut ws.decode_space, out);
     }
 
-    let pulls = [Pull { lists: &ws.lists, g: &ws.g }, Pull { lists: &ws.aux_lists, g: &ws.aux_g }];
+    let pulls =
+        [Pull { lists: &ws.lists, g, l1: None }, Pull { lists: &ws.aux_lists, g: &ws.aux_g, l1: None }];
     let pass = WeightPass {
         isa: ws.isa,
         params,
         order: &ws.order,
         x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
         pulls: &pulls[..if k_aux > 0 { 2 } else { 1 }],
-        l1_scale: 0.0,
-        slope: &[],
         bias_in_input: step.apply_b_dec_to_input,
     };
-    pass.run(pool, grads, &mut ws.tile_squares, &mut ws.tile_bias);
-    let g = &ws.g[..n_tokens * d_in];
-    let bias_squares = decoder_bias_gradient(pool, g, &ws.tile_bias, &mut grads.b_dec);
-    ws.grad_squares = ws.tile_squares.iter().sum::<f64>() + bias_squares;
+    ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
 
     let mse = scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>();
     let sparsity = weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
@@ -176,7 +156,7 @@ impl Workspace {
                 first_other: n_alive,
             };
             gather.run(pool, &self.gather_spares, round.clone(), &mut self.lists);
-            self.rows.fill(&self.lists, round, &self.order, n_tokens);
+            self.rows.fill(&self.lists, &self.order, n_tokens, |tile| round.contains(&tile));
             self.selection.take(pool, &self.rank_spares, &self.rows, scale, None);
             if let Some((_, dead)) = aux {
                 self.aux_selection.take(pool, &self.rank_spares, &self.rows, scale, Some(dead));
@@ -197,6 +177,8 @@ impl Workspace {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::isa::Isa;
     use super::super::reference;
     use super::super::testing::{Numbers, Problem, SHAPES, bits, check_close, check_loss, check_params};
@@ -272,6 +254,30 @@ mod tests {
                 aux_loss_coefficient,
                 rescale_acts_by_decoder_norm: true,
                 apply_b_dec_to_input: false,
+            };
+            check(&problem, &step, &dead);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn equals_the_reference_on_any_shape(
+            (d_in, d_sae, batch) in (1_usize..70, 1_usize..400, 1_usize..70),
+            (k, one_in) in (0_usize..60, 1_u64..9),
+            aux_loss_coefficient in 0.0_f64..2.0,
+            apply_b_dec_to_input: bool,
+            seed: u64,
+        ) {
+            let problem = Problem::new(d_in, d_sae, batch, 0.0, seed);
+            let mut numbers = Numbers(seed);
+            let dead: Vec<bool> = (0..d_sae).map(|_| numbers.next().is_multiple_of(one_in)).collect();
+            let step = TopKStep {
+                k,
+                aux_loss_coefficient,
+                rescale_acts_by_decoder_norm: false,
+                apply_b_dec_to_input,
             };
             check(&problem, &step, &dead);
         }

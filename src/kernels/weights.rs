@@ -1,17 +1,33 @@
-//! Gradients of the weights, latent by latent: each row is a weighted sum of the batch's rows on which the
-//! latent was active. Rows of latents that were not active are zero, and are not written again when they are
-//! zero already.
+//! Gradients of the weights, latent by latent, and on the way those of the activations.
+//!
+//! Two ways, chosen per group of 12 latents by its density, which is the same for any number of threads.
+//! Sparse: `g` is read for the tokens on which the latent was active, once for the products with its decoder
+//! row and once more, from the nearest caches, for the weighted sum that is the decoder row's gradient; then
+//! `x` for the encoder row's. Dense: the same three as products of whole panels.
+//!
+//! Rows of latents that were not active are zero, and are not written again when they are zero already.
+//! Squares are summed while the rows are near, so that the global norm costs no pass of its own.
+//!
+//! Rejected: the products with `g` token by token after decoding, when the token's decoder rows lie in the
+//! second-level cache. That reads every active row twice and `g` besides; here `g` is read anyway. Not writing
+//! gradients at all but making them again in Adam from `g` and `x` would move as many bytes from the third
+//! cache as it saves in memory.
 
+use super::dense::{DenseBatch, DenseGroup, GroupSpace, pack_columns};
 use super::isa::Isa;
 use super::lists::{Lists, TILE};
-use super::memory::{Buffer, Disjoint};
+use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
 use super::pool::Pool;
-use super::rows::{add_scaled, square_of_row, sum_of_rows};
+use super::product::GROUP;
+use super::rows::{add_scaled, products_with_rows, square_of_row, sum_of_rows};
 use super::simd::{Kernel, Simd};
 
 /// Marks, in a gradient's `b_enc`, a latent whose rows are all zero; see [`Params`].
 pub(super) const NO_GRADIENT: f32 = -0.0;
+
+/// Share of activations from which on a group goes the dense way: where the two ways cost the same on Zen 4.
+const DENSE_SHARE: f64 = 0.3;
 
 /// True for [`NO_GRADIENT`] and for no other value.
 #[inline(always)]
@@ -25,6 +41,17 @@ pub(super) struct Pull<'a> {
     pub(super) lists: &'a Lists,
     /// Gradient by the reconstruction that these entries make, (B, D).
     pub(super) g: &'a [f32],
+    /// The L1 loss on these entries, if there is one.
+    pub(super) l1: Option<L1<'a>>,
+}
+
+/// The loss `scale * sum_b |f_b * n|_p` with `n_i = |W_dec,i|`.
+#[derive(Clone, Copy)]
+pub(super) struct L1<'a> {
+    pub(super) scale: f32,
+    pub(super) p: f64,
+    /// Where p is not 1: the p-norm of every token, in the second place.
+    pub(super) norms: &'a [[f64; 2]],
 }
 
 /// One pass over the latents.
@@ -35,36 +62,92 @@ pub(super) struct WeightPass<'a> {
     /// What the encoder read, (B, D).
     pub(super) x_in: &'a [f32],
     pub(super) pulls: &'a [Pull<'a>],
-    /// Weight of one token's L1 norm, and per entry of the first pull the slope of the norm (empty: 1).
-    pub(super) l1_scale: f32,
-    pub(super) slope: &'a [f32],
     /// Whether `b_dec` stands in the encoder's input.
     pub(super) bias_in_input: bool,
 }
 
+/// Memory of the pass, kept between steps.
+#[derive(Default)]
+pub(super) struct WeightSpace {
+    tiles: Vec<Sums>,
+    /// Share of each tile in the decoder bias' gradient through the encoder, (tiles, D).
+    bias: Buffer,
+    dense: Vec<DenseBatch>,
+    x_columns: Buffer,
+    spares: Spares<TileSpace>,
+}
+
+/// Sums over one tile or over all.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sums {
+    /// Squares of the gradients.
+    pub(super) squares: f64,
+    /// `sum_b sum_i f_bi n_i`, where there is an L1 loss with p = 1.
+    pub(super) l1: f64,
+}
+
+/// What a tile task needs; borrowed from [`Spares`].
+#[derive(Default)]
+struct TileSpace {
+    /// Gradient of each entry's pre-activation.
+    d_pre: Vec<f32>,
+    group: GroupSpace,
+}
+
 impl WeightPass<'_> {
-    /// Writes all gradients but `b_dec`, and per tile the sum of their squares and its share in `b_dec`.
-    pub(super) fn run(&self, pool: &Pool, grads: &mut Params, squares: &mut Vec<f64>, bias: &mut Buffer) {
+    /// Writes all gradients. The decoder bias is pulled by the first pull's `g`.
+    pub(super) fn run(&self, pool: &Pool, space: &mut WeightSpace, grads: &mut Params) -> Sums {
         let d_in = self.params.d_in();
         let n_tiles = self.order.len().div_ceil(TILE);
-        squares.clear();
-        squares.resize(n_tiles, 0.0);
+        let WeightSpace { tiles, bias, dense, x_columns, spares } = space;
+        tiles.clear();
+        tiles.resize(n_tiles, Sums::default());
         bias.resize(if self.bias_in_input { n_tiles * d_in } else { 0 });
-        let (squares, bias) = (Disjoint::new(squares), Disjoint::new(bias));
-        let out = Out {
-            w_enc: Disjoint::new(&mut grads.w_enc),
-            w_dec: Disjoint::new(&mut grads.w_dec),
-            b_enc: Disjoint::new(&mut grads.b_enc),
-        };
-        pool.run(n_tiles, &|index| {
-            // SAFETY: one tile per task.
-            let (square, bias) = unsafe {
-                let bias = if self.bias_in_input { bias.part(index * d_in, d_in) } else { bias.part(0, 0) };
-                (squares.at(index), bias)
+        dense.resize_with(self.pulls.len().max(dense.len()), DenseBatch::default);
+        let mut any_dense = false;
+        for (batch, pull) in dense.iter_mut().zip(self.pulls) {
+            let n_tokens = pull.g.len() / d_in;
+            let found = pull.lists.tiles.iter().any(|tile| {
+                (0..TILE).step_by(GROUP).any(|first| is_dense(tile.count(first..first + GROUP), n_tokens))
+            });
+            batch.prepare(pool, found.then_some(pull.g), d_in);
+            any_dense |= found;
+        }
+        if any_dense {
+            pack_columns(pool, self.x_in, d_in, x_columns);
+        } else {
+            *x_columns = Buffer::default();
+        }
+
+        {
+            let (sums, bias) = (Disjoint::new(tiles), Disjoint::new(bias));
+            let out = Out {
+                w_enc: Disjoint::new(&mut grads.w_enc),
+                w_dec: Disjoint::new(&mut grads.w_dec),
+                b_enc: Disjoint::new(&mut grads.b_enc),
             };
-            self.isa.run(WeightTile { pass: self, out: &out, index, square, bias });
-        });
+            pool.run(n_tiles, &|index| {
+                // SAFETY: one tile per task.
+                let (sums, bias) = unsafe {
+                    let len = if self.bias_in_input { d_in } else { 0 };
+                    (sums.at(index), bias.part(index * len, len))
+                };
+                let (pass, out, x_columns) = (self, &out, &**x_columns);
+                spares.with(|space| {
+                    self.isa.run(WeightTile { pass, dense, x_columns, out, index, sums, bias, space });
+                });
+            });
+        }
+        let bias_squares = decoder_bias_gradient(pool, self.pulls[0].g, bias, &mut grads.b_dec);
+        Sums {
+            squares: tiles.iter().map(|tile| tile.squares).sum::<f64>() + bias_squares,
+            l1: tiles.iter().map(|tile| tile.l1).sum(),
+        }
     }
+}
+
+fn is_dense(n_entries: usize, n_tokens: usize) -> bool {
+    n_entries as f64 > DENSE_SHARE * (GROUP * n_tokens) as f64
 }
 
 struct Out<'a> {
@@ -75,52 +158,79 @@ struct Out<'a> {
 
 struct WeightTile<'a> {
     pass: &'a WeightPass<'a>,
+    dense: &'a [DenseBatch],
+    x_columns: &'a [f32],
     out: &'a Out<'a>,
     index: usize,
-    square: &'a mut f64,
+    sums: &'a mut Sums,
     bias: &'a mut [f32],
+    space: &'a mut TileSpace,
+}
+
+/// A group of latents while its gradients are made.
+struct Group {
+    w_enc: [*mut f32; GROUP],
+    w_dec: [*mut f32; GROUP],
+    /// Whether the rows hold something of this step.
+    written: [bool; GROUP],
+    /// Sums of the gradients of the pre-activations.
+    totals: [f64; GROUP],
 }
 
 impl Kernel for WeightTile<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        let WeightPass { params, order, pulls, .. } = *self.pass;
+    fn run<S: Simd>(mut self) {
+        let (pass, params) = (self.pass, self.pass.params);
         let d_in = params.d_in();
-        let latents = &order[self.index * TILE..((self.index + 1) * TILE).min(order.len())];
+        let latents = &pass.order[self.index * TILE..((self.index + 1) * TILE).min(pass.order.len())];
         let mut totals = [0.0_f32; TILE];
-        let mut square = 0.0;
-        for (place, &latent) in latents.iter().enumerate() {
-            let latent = latent as usize;
-            // SAFETY: each latent stands once in the order, and each tile belongs to one task.
-            let (w_enc, w_dec, b_enc) = unsafe {
-                (
-                    self.out.w_enc.part(latent * d_in, d_in),
-                    self.out.w_dec.part(latent * d_in, d_in),
-                    self.out.b_enc.at(latent),
-                )
+        let mut with_gradient = [0_u32; TILE];
+        let mut n_with_gradient = 0;
+        for (nth, members) in latents.chunks(GROUP).enumerate() {
+            let mut group = Group {
+                w_enc: [std::ptr::null_mut(); GROUP],
+                w_dec: [std::ptr::null_mut(); GROUP],
+                written: [false; GROUP],
+                totals: [0.0; GROUP],
             };
-            if pulls.iter().all(|pull| pull.lists.tiles[self.index].latent(place).is_empty()) {
-                if !has_no_gradient(*b_enc) {
-                    w_enc.fill(0.0);
-                    w_dec.fill(0.0);
+            for (j, &latent) in members.iter().enumerate() {
+                // SAFETY: each latent stands once in the order, and each tile belongs to one task; the
+                // gradients have the lengths of the parameters.
+                unsafe {
+                    group.w_enc[j] = self.out.w_enc.pointer(latent as usize * d_in);
+                    group.w_dec[j] = self.out.w_dec.pointer(latent as usize * d_in);
+                }
+            }
+            for nth_pull in 0..pass.pulls.len() {
+                self.pull::<S>(nth_pull, nth * GROUP, members, &mut group);
+            }
+            for (j, &latent) in members.iter().enumerate() {
+                // SAFETY: as above.
+                let b_enc = unsafe { self.out.b_enc.at(latent as usize) };
+                if group.written[j] {
+                    // Adding 0 turns a -0 that is no mark into 0.
+                    *b_enc = group.totals[j] as f32 + 0.0;
+                    totals[n_with_gradient] = *b_enc;
+                    with_gradient[n_with_gradient] = latent;
+                    n_with_gradient += 1;
+                    // SAFETY: this runs with the instructions of `S`; both are rows of D values.
+                    unsafe {
+                        self.sums.squares += f64::from(square_of_row::<S>(group.w_enc[j], d_in));
+                        self.sums.squares += f64::from(square_of_row::<S>(group.w_dec[j], d_in));
+                    }
+                    self.sums.squares += f64::from(*b_enc) * f64::from(*b_enc);
+                } else if !has_no_gradient(*b_enc) {
+                    // SAFETY: the row has D values and belongs to this task.
+                    unsafe {
+                        std::slice::from_raw_parts_mut(group.w_enc[j], d_in).fill(0.0);
+                        std::slice::from_raw_parts_mut(group.w_dec[j], d_in).fill(0.0);
+                    }
                     *b_enc = NO_GRADIENT;
                 }
-                continue;
             }
-            let total = one_latent::<S>(self.pass, self.index, place, latent, w_enc, w_dec);
-            // Adding 0 turns a -0 that is no mark into 0.
-            *b_enc = total as f32 + 0.0;
-            totals[place] = *b_enc;
-            // SAFETY: this runs with the instructions of `S`; both are rows of D values.
-            unsafe {
-                square += f64::from(square_of_row::<S>(w_enc.as_ptr(), d_in));
-                square += f64::from(square_of_row::<S>(w_dec.as_ptr(), d_in));
-            }
-            square += f64::from(*b_enc) * f64::from(*b_enc);
         }
-        *self.square = square;
-        if self.pass.bias_in_input {
-            let totals = &totals[..latents.len()];
+        if pass.bias_in_input {
+            let (latents, totals) = (&with_gradient[..n_with_gradient], &totals[..n_with_gradient]);
             // SAFETY: this runs with the instructions of `S`; latents are below F, `bias` has D values.
             unsafe {
                 let out = self.bias.as_mut_ptr();
@@ -130,61 +240,117 @@ impl Kernel for WeightTile<'_> {
     }
 }
 
-/// Writes the two rows of a latent and returns the sum over its entries of their gradients.
-#[inline(always)]
-fn one_latent<S: Simd>(
-    pass: &WeightPass<'_>,
-    tile: usize,
-    place: usize,
-    latent: usize,
-    w_enc: &mut [f32],
-    w_dec: &mut [f32],
-) -> f64 {
-    let d_in = pass.params.d_in();
-    let mut total = 0.0;
-    let mut keep = false;
-    for (nth, pull) in pass.pulls.iter().enumerate() {
-        let entries = &pull.lists.tiles[tile];
-        let range = entries.latent(place);
-        if range.is_empty() {
-            continue;
+impl WeightTile<'_> {
+    /// Adds one pull's share to the rows of a group.
+    #[inline(always)]
+    fn pull<S: Simd>(&mut self, nth: usize, first: usize, members: &[u32], group: &mut Group) {
+        let (pass, pull) = (self.pass, &self.pass.pulls[nth]);
+        let d_in = pass.params.d_in();
+        let entries = &pull.lists.tiles[self.index];
+        let n_entries = entries.count(first..first + GROUP);
+        if n_entries == 0 {
+            return;
         }
-        let base = pull.lists.base[tile] as usize;
-        let tokens = &entries.token[range.clone()];
-        let values = &entries.value[range.clone()];
-        let d_pre = &pull.lists.d_pre[base + range.start..base + range.end];
-        total += d_pre.iter().map(|&d| f64::from(d)).sum::<f64>();
-        // SAFETY: this runs with the instructions of `S`; tokens are below B, and `g` and `x_in` are (B, D).
-        unsafe {
-            sum_of_rows::<S>(w_dec.as_mut_ptr(), keep, pull.g.as_ptr(), d_in, tokens, values);
-            sum_of_rows::<S>(w_enc.as_mut_ptr(), keep, pass.x_in.as_ptr(), d_in, tokens, d_pre);
+        let n_tokens = pull.g.len() / d_in;
+        let dense = is_dense(n_entries, n_tokens);
+        let TileSpace { d_pre, group: space } = &mut *self.space;
+        if d_pre.len() < entries.token.len() {
+            d_pre.resize(entries.token.len(), 0.0);
         }
-        keep = true;
-        if nth == 0 && pass.l1_scale != 0.0 {
-            // The decoder norm is in the graph: d|W|/dW = W / |W|.
-            let active: f64 = if pass.slope.is_empty() {
-                values.iter().map(|&value| f64::from(value)).sum()
-            } else {
-                let slope = &pass.slope[base + range.start..base + range.end];
-                values.iter().zip(slope).map(|(&value, &slope)| f64::from(value) * f64::from(slope)).sum()
-            };
-            let row = pass.params.w_dec[latent * d_in..][..d_in].as_ptr();
-            // SAFETY: this runs with the instructions of `S`; both are rows of D values.
-            unsafe {
-                let norm = square_of_row::<S>(row, d_in).sqrt();
-                if norm > 0.0 {
-                    let factor = f64::from(pass.l1_scale) * active / f64::from(norm);
-                    add_scaled::<S>(w_dec.as_mut_ptr(), factor as f32, row, d_in);
+        let row_of = |latent: u32| &pass.params.w_dec[latent as usize * d_in..][..d_in];
+        let mut dense_group = DenseGroup { entries, first, n_tokens, d_in, space };
+
+        // Gradients of the activations: g . W_dec,f
+        if dense {
+            let mut rows = [&[][..]; GROUP];
+            for (row, &latent) in rows.iter_mut().zip(members) {
+                *row = row_of(latent);
+            }
+            dense_group.products::<S>(&rows[..members.len()], &self.dense[nth], d_pre);
+        } else {
+            for (j, &latent) in members.iter().enumerate() {
+                let range = entries.latent(first + j);
+                // SAFETY: this runs with the instructions of `S`; tokens are below B, and `g` is (B, D).
+                unsafe {
+                    let (row, g) = (row_of(latent).as_ptr(), pull.g.as_ptr());
+                    let tokens = &entries.token[range.clone()];
+                    products_with_rows::<S>(row, g, d_in, tokens, &mut d_pre[range]);
                 }
             }
         }
+
+        // With y = f * n: d|y|_p / dy_i = (y_i / |y|_p)^(p - 1), and n is in the graph.
+        let mut decoder_share = [0.0_f32; GROUP];
+        if let Some(l1) = pull.l1 {
+            for (j, &latent) in members.iter().enumerate() {
+                let range = entries.latent(first + j);
+                if range.is_empty() {
+                    continue;
+                }
+                // SAFETY: this runs with the instructions of `S`; the row has D values.
+                let norm = unsafe { square_of_row::<S>(row_of(latent).as_ptr(), d_in) }.sqrt();
+                let values = &entries.value[range.clone()];
+                let d_pre = &mut d_pre[range.clone()];
+                let active = if l1.p == 1.0 {
+                    d_pre.iter_mut().for_each(|d| *d += l1.scale * norm);
+                    let active: f64 = values.iter().map(|&value| f64::from(value)).sum();
+                    self.sums.l1 += active * f64::from(norm);
+                    active
+                } else {
+                    let tokens = &entries.token[range];
+                    let mut active = 0.0;
+                    for ((d, &value), &token) in d_pre.iter_mut().zip(values).zip(tokens) {
+                        let y = f64::from(value) * f64::from(norm);
+                        let relative = y / l1.norms[token as usize][1];
+                        let slope = if y == 0.0 { 0.0 } else { relative.powf(l1.p - 1.0) };
+                        *d += l1.scale * norm * slope as f32;
+                        active += f64::from(value) * slope;
+                    }
+                    active
+                };
+                if norm > 0.0 {
+                    decoder_share[j] = (f64::from(l1.scale) * active / f64::from(norm)) as f32;
+                }
+            }
+        }
+
+        if dense {
+            // SAFETY: the rows of this group belong to this task.
+            unsafe {
+                let columns = self.dense[nth].columns();
+                dense_group.sums::<S>(&entries.value, columns, &group.w_dec, &group.written);
+                dense_group.sums::<S>(d_pre, self.x_columns, &group.w_enc, &group.written);
+            }
+        }
+        for (j, &latent) in members.iter().enumerate() {
+            let range = entries.latent(first + j);
+            if range.is_empty() {
+                continue;
+            }
+            let (tokens, values) = (&entries.token[range.clone()], &entries.value[range.clone()]);
+            let d_pre = &d_pre[range];
+            // SAFETY: this runs with the instructions of `S`; tokens are below B, `g` and `x_in` are (B, D),
+            // and the rows have D values and belong to this task.
+            unsafe {
+                if !dense {
+                    let keep = group.written[j];
+                    let (g, x_in) = (pull.g.as_ptr(), pass.x_in.as_ptr());
+                    sum_of_rows::<S>(group.w_dec[j], keep, g, d_in, tokens, values);
+                    sum_of_rows::<S>(group.w_enc[j], keep, x_in, d_in, tokens, d_pre);
+                }
+                if pull.l1.is_some() {
+                    add_scaled::<S>(group.w_dec[j], decoder_share[j], row_of(latent).as_ptr(), d_in);
+                }
+            }
+            group.written[j] = true;
+            group.totals[j] += d_pre.iter().map(|&d| f64::from(d)).sum::<f64>();
+        }
     }
-    total
 }
 
 /// Gradient of `b_dec`: the column sums of `g`, less what comes through the encoder's input. Returns the sum
 /// of its squares.
-pub(super) fn decoder_bias_gradient(pool: &Pool, g: &[f32], tile_bias: &[f32], out: &mut [f32]) -> f64 {
+fn decoder_bias_gradient(pool: &Pool, g: &[f32], tile_bias: &[f32], out: &mut [f32]) -> f64 {
     const COLUMNS: usize = 64;
     let d_in = out.len();
     let shared = Disjoint::new(out);

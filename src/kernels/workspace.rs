@@ -2,6 +2,7 @@
 //! needed and is then used again: a step in the steady state allocates nothing.
 
 use super::aim::NextAim;
+use super::decode::DecodeSpace;
 use super::gather::GatherSpace;
 use super::isa::Isa;
 use super::lists::{Lists, Rows};
@@ -10,6 +11,7 @@ use super::params::Shape;
 use super::pool::Pool;
 use super::product::PANEL;
 use super::select::Selection;
+use super::weights::WeightSpace;
 
 /// Losses of one step, summed in double precision.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -46,7 +48,6 @@ pub struct Workspace {
     pub(super) rows: Rows,
     /// The same for the auxiliary loss, with its own (B, D) arrays.
     pub(super) aux_lists: Lists,
-    pub(super) aux_rows: Rows,
     pub(super) aux_sum: Buffer,
     pub(super) aux_g: Buffer,
     pub(super) aux_losses: Vec<[f64; 2]>,
@@ -57,16 +58,11 @@ pub struct Workspace {
     pub(super) norms: Buffer,
     pub(super) rank_spares: Spares<Vec<u64>>,
     pub(super) gather_spares: Spares<GatherSpace>,
-    pub(super) token_spares: Spares<Vec<f32>>,
-    /// Losses per token: squared error, sparsity.
+    pub(super) decode_space: DecodeSpace,
+    pub(super) weight_space: WeightSpace,
+    /// Losses per token: squared error, p-norm of the activations.
     pub(super) token_losses: Vec<[f64; 2]>,
-    /// Sum of squared gradients per tile.
-    pub(super) tile_squares: Vec<f64>,
-    /// Share of each tile in the decoder bias' gradient through the encoder, (tiles, D).
-    pub(super) tile_bias: Buffer,
     pub(super) grad_squares: f64,
-    /// Slope of the p-norm per entry, where p is not 1.
-    pub(super) slope: Vec<f32>,
     pub(super) aim: NextAim,
 }
 
@@ -100,7 +96,6 @@ impl Workspace {
             lists: Lists::new(d_sae),
             rows: Rows::default(),
             aux_lists: Lists::new(d_sae),
-            aux_rows: Rows::default(),
             aux_sum: Buffer::default(),
             aux_g: Buffer::default(),
             aux_losses: Vec::new(),
@@ -108,14 +103,12 @@ impl Workspace {
             aux_selection: Selection::default(),
             dead_limits: Buffer::default(),
             norms: Buffer::default(),
-            rank_spares: Spares::new(),
-            gather_spares: Spares::new(),
-            token_spares: Spares::new(),
+            rank_spares: Spares::default(),
+            gather_spares: Spares::default(),
+            decode_space: DecodeSpace::default(),
+            weight_space: WeightSpace::default(),
             token_losses: Vec::with_capacity(batch),
-            tile_squares: Vec::new(),
-            tile_bias: Buffer::default(),
             grad_squares: 0.0,
-            slope: Vec::new(),
             aim: NextAim::default(),
         }
     }

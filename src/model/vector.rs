@@ -55,6 +55,8 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
 /// the sums are gathered in f64; a result that rounding left below zero is zero.
 pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
     const PART: usize = 1024;
+    /// Its exponential is far below the rounding of a sum that holds a 1.
+    const NOTHING: f32 = -80.0;
     wide(|| {
         let (max_p, max_q) = (max(p), max(q));
         let mut sums = [0f64; 3];
@@ -67,7 +69,7 @@ pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
                     lanes[0][lane] += e;
                     lanes[1][lane] += exp(q);
                     // A token that p rules out adds nothing, however impossible q finds it.
-                    lanes[2][lane] += if e > 0.0 { e * (p - q) } else { 0.0 };
+                    lanes[2][lane] += if p < NOTHING { 0.0 } else { e * (p - q) };
                 }
             }
             for (sum, lanes) in sums.iter_mut().zip(&lanes) {
@@ -86,7 +88,7 @@ pub(crate) fn silu_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
 
 /// GELU by its tanh approximation, `x sigmoid(2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`.
 pub(crate) fn gelu_tanh_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
-    const MINUS_TWO_SQRT_TWO_OVER_PI: f32 = -1.595_769_1;
+    const MINUS_TWO_SQRT_TWO_OVER_PI: f32 = -1.595_769;
     wide(|| activate(out, x, gated, |x| MINUS_TWO_SQRT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)));
 }
 

@@ -4,6 +4,7 @@
 //! as `<name>.old`, the new one takes its name, the old one goes. Whenever the program dies, one of the
 //! three is whole; [`candidates`] lists them in the order in which a reader should try.
 
+use crate::failpoint;
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -20,6 +21,7 @@ pub(crate) fn replace<E: From<io::Error>>(
     remove(&new)?;
     fs::create_dir_all(&new)?;
     write(&new)?;
+    failpoint::hit("folder: written");
     for entry in fs::read_dir(&new)? {
         File::open(entry?.path())?.sync_all()?;
     }
@@ -27,8 +29,10 @@ pub(crate) fn replace<E: From<io::Error>>(
     if folder.exists() {
         remove(&old)?;
         fs::rename(folder, &old)?;
+        failpoint::hit("folder: the old one stepped aside");
     }
     fs::rename(&new, folder)?;
+    failpoint::hit("folder: the new one has its name");
     if let Some(parent) = folder.parent() {
         sync_folder(parent)?;
     }

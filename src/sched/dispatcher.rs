@@ -75,13 +75,17 @@ impl Interrupts {
         (sender, Self { receiver })
     }
 
-    /// Requests by Ctrl-C, SIGTERM or a closed terminal. Needs a tokio runtime.
+    /// Requests by Ctrl-C, SIGTERM or a closed terminal, except those that whoever started us has us ignore, as
+    /// `nohup` does. Needs a tokio runtime.
     ///
     /// # Errors
     /// The operating system refuses.
     pub fn by_signals() -> Result<Self, SchedError> {
         let (sender, interrupts) = Self::by_hand();
         for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            if is_ignored(kind) {
+                continue;
+            }
             let mut stream = signal(kind).map_err(SchedError::Signals)?;
             let sender = sender.clone();
             tokio::spawn(async move { while stream.recv().await.is_some() && sender.send(()).is_ok() {} });
@@ -95,6 +99,14 @@ impl Interrupts {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Whether a signal was ignored when this process began. Known on Linux only.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (kind.as_raw_value() - 1) & 1 == 1
 }
 
 /// Time between two looks at the clock.

@@ -134,9 +134,16 @@ fn objective_without_metric(parts: Parts<'_>, expander: &Expander<'_>) -> Option
     })
 }
 
+/// Why combinations are alike: the settings in which they differ all the same, and the `[[trial]]` table if one
+/// repeats another.
+type Cause<'a> = (Vec<&'a str>, Option<usize>);
+
+/// The first pair of combinations with a cause, and how many pairs have it.
+type Occurrence = (usize, usize, usize);
+
 /// Combinations of one configuration, told once for each cause.
 fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<String>) -> Vec<Problem> {
-    let mut causes: BTreeMap<(Vec<&str>, Option<usize>), (usize, usize, usize)> = BTreeMap::new();
+    let mut causes: BTreeMap<Cause<'_>, Occurrence> = BTreeMap::new();
     for (first, later) in &expander.alike {
         let (a, b) = (&expander.considered[*first], &expander.considered[*later]);
         let names: BTreeSet<&str> = a.assigned.keys().chain(b.assigned.keys()).copied().collect();
@@ -149,12 +156,9 @@ fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<S
             (true, Origin::Given(idx)) => Some(idx),
             _ => None,
         };
-        causes.entry((differing, given)).and_modify(|cause| cause.2 += 1).or_insert((*first, *later, 1));
+        causes.entry((differing, given)).and_modify(|seen| seen.2 += 1).or_insert((*first, *later, 1));
     }
-    let tell = |((differing, given), (first, later, count)): (
-        (Vec<&str>, Option<usize>),
-        (usize, usize, usize),
-    )| {
+    let tell = |((differing, given), (first, later, count)): (Cause<'_>, Occurrence)| {
         let (a, b) = (&expander.considered[first], &expander.considered[later]);
         let key = differing.first().copied().unwrap_or_default();
         let place = match given {

@@ -112,9 +112,9 @@ fn line_text(text: &str, line: usize) -> &str {
 
 /// The header above an offset, `axes` for `[axes]`.
 fn section_at(text: &str, offset: usize) -> String {
-    let headers = text[..offset].lines().filter(|line| line.trim_start().starts_with('['));
+    let mut headers = text[..offset].lines().filter(|line| line.trim_start().starts_with('['));
     // The last piece before the offset may be the beginning of a header that is itself the duplicate.
-    let header = headers.filter(|line| line.contains(']')).last().unwrap_or_default();
+    let header = headers.rfind(|line| line.contains(']')).unwrap_or_default();
     let inner = header.trim().trim_start_matches('[').split(']').next().unwrap_or_default();
     inner.trim().to_owned()
 }

@@ -509,11 +509,11 @@ proptest! {
         } else {
             let sections: BTreeSet<&str> = settings.iter().map(|(key, _)| key.split('.').next().unwrap()).collect();
             for section in sections.into_iter().rev() {
-                write!(text, "[{section}]\n").unwrap();
+                writeln!(text, "[{section}]").unwrap();
                 for idx in &order {
                     let (key, value) = settings[*idx];
                     if let Some(last) = key.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) {
-                        write!(text, "{last} = {}\n", written(value, styles[*idx])).unwrap();
+                        writeln!(text, "{last} = {}", written(value, styles[*idx])).unwrap();
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! Files that appear whole or not at all, and checks of the ones that are there.
 
 use super::{error::StoreError, header::FileEntry};
+use crate::failpoint;
 use memmap2::Mmap;
 use std::{
     fs::{self, File},
@@ -27,6 +28,7 @@ impl NewFile {
         temporary.push(TEMPORARY);
         let temporary = PathBuf::from(temporary);
         let file = File::create(&temporary).map_err(StoreError::io("create", &temporary))?;
+        failpoint::hit("store: file created");
         Ok(Self { file, temporary, path, hasher: blake3::Hasher::new(), bytes: 0 })
     }
 
@@ -40,8 +42,10 @@ impl NewFile {
     /// Syncs and renames the file, then syncs its folder.
     pub(super) fn finish(self) -> Result<FileEntry, StoreError> {
         self.file.sync_all().map_err(StoreError::io("sync", &self.temporary))?;
+        failpoint::hit("store: file without its name");
         fs::rename(&self.temporary, &self.path).map_err(StoreError::io("rename to", &self.path))?;
         sync_folder_of(&self.path)?;
+        failpoint::hit("store: file named");
         let name = self.path.file_name().expect("invariant: a new file has a name");
         Ok(FileEntry {
             file: name.to_string_lossy().into_owned(),

@@ -18,6 +18,7 @@ use super::{
     stats::{Moments, STATS_ROWS, Stats},
     truth::TruthPart,
 };
+use crate::failpoint;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -266,8 +267,10 @@ fn give_final_name(stores: &Path, key: &str) -> Result<PathBuf, StoreError> {
     }
     disk::remove_temporaries(&partial)?;
     disk::sync_folder_of(&manifest)?;
+    failpoint::hit("store: whole without its name");
     fs::rename(&partial, &dir).map_err(StoreError::io("rename to", &dir))?;
     disk::sync_folder_of(&dir)?;
+    failpoint::hit("store: named");
     Ok(dir)
 }
 
@@ -299,6 +302,7 @@ fn resume(partial: &Path, fresh: Manifest) -> Result<Manifest, StoreError> {
         fs::remove_dir_all(partial).map_err(StoreError::io("remove", partial))?;
     }
     fs::create_dir(partial).map_err(StoreError::io("create", partial))?;
+    failpoint::hit("store: partial folder made");
     disk::sync_folder_of(partial)?;
     fresh.write(partial)?;
     Ok(fresh)

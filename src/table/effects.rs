@@ -239,7 +239,7 @@ fn edge_at(key: &str, best: f64, sorted: &[f64], levels: &[Level], binned: bool)
     };
     let side = if numeric_levels.clone().next().as_ref().is_some_and(in_level) {
         Side::Lower
-    } else if numeric_levels.clone().last().as_ref().is_some_and(in_level) {
+    } else if numeric_levels.clone().next_back().as_ref().is_some_and(in_level) {
         Side::Upper
     } else {
         return None;

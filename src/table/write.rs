@@ -1,6 +1,7 @@
 //! The table files of a run: `trials.parquet`, `trials.csv`, `curves.parquet`, `frontier.csv`.
 
 use super::{AxisEffect, Frontier, RunData, axis_effects, frames, frontiers};
+use crate::failpoint;
 use polars::prelude::{CsvWriter, DataFrame, ParquetWriter, PolarsError, SerWriter};
 use std::{
     io::{BufWriter, Write},
@@ -89,7 +90,9 @@ fn write(dir: &Path, file: &str, mut frame: DataFrame, encode: Encode) -> Result
     encode(&mut out, &mut frame).map_err(|source| TableError::Frame { file: file.to_owned(), source })?;
     let temp = out.into_inner().map_err(|err| io(err.into_error()))?;
     temp.as_file().sync_all().map_err(io)?;
+    failpoint::hit("table: written without its name");
     temp.persist(&path).map_err(|err| io(err.error))?;
+    failpoint::hit("table: named");
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 
 use super::trainer::Trainer;
 use crate::{
+    failpoint,
     kernels::{Params, StepLosses},
     sae::folder,
     trial::{TrialId, TrialJob},
@@ -91,6 +92,7 @@ pub(super) fn save(
     folder::replace(&trial_folder.join(CHECKPOINT_FOLDER), |new| {
         let state = new.join(STATE_FILE);
         safetensors::serialize_to_file(tensors(trainer), None, &state)?;
+        failpoint::hit("checkpoint: state without header");
         let losses = trainer.losses;
         let header = Header {
             version: VERSION,

@@ -3,6 +3,7 @@
 //! A line says nothing about when it was written, so that an interrupted and continued trial leaves the
 //! same bytes as an undisturbed one.
 
+use crate::failpoint;
 use serde_json::{Map, Value};
 use std::{
     fs::{File, OpenOptions},
@@ -134,7 +135,14 @@ impl MetricsFile {
     /// Appends a line in one write.
     pub(super) fn append(&mut self, line: &LogLine) -> io::Result<()> {
         let text = line.to_json();
-        self.file.write_all(text.as_bytes())?;
+        if failpoint::armed() {
+            let (first, rest) = text.as_bytes().split_at(text.len() / 2);
+            self.file.write_all(first)?;
+            failpoint::hit("metrics: half a line");
+            self.file.write_all(rest)?;
+        } else {
+            self.file.write_all(text.as_bytes())?;
+        }
         self.bytes += text.len() as u64;
         Ok(())
     }

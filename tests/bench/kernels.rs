@@ -1,5 +1,359 @@
-//! Benchmarks of the kernels.
+//! Benchmarks of the kernels: whole training steps against what this machine could do at best.
+//!
+//! `cargo bench --bench kernels` measures two limits first: the rate of a large f32 product with the `gemm`
+//! crate, and the memory bandwidth of a pass that reads and writes three arrays. The floor of a step is one
+//! dense encoder product at that rate plus one pass over the optimiser's state (parameters and two moments,
+//! read and written: 24 bytes a parameter). After the benchmarks comes a table of step times over floors.
+//! A word after `--` filters, as always with divan: `cargo bench --bench kernels -- standard`.
+//!
+//! Numbers are drawn so that about L0 latents per token are active: inputs and weights are roughly normal,
+//! and `b_enc` is shifted by a quantile of the pre-activations.
+
+#![expect(clippy::print_stdout, reason = "a benchmark's table is its output")]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use divan::Bencher;
+use saesweep::kernels::{
+    Activation, AdamStep, Isa, Params, Pool, Shape, StandardStep, TopKStep, Workspace, adam, decode, encode,
+    standard_step, topk_step,
+};
+
+/// Seconds of the fastest run of each case.
+static FASTEST: Mutex<BTreeMap<Case, f64>> = Mutex::new(BTreeMap::new());
+
+/// Counts allocations: a step in the steady state makes none.
+#[global_allocator]
+static ALLOCATOR: divan::AllocProfiler = divan::AllocProfiler::system();
 
 fn main() {
     divan::main();
+    print_ratios();
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Standard,
+    /// TopK with this percentage of dead latents.
+    TopK(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Case {
+    kind: Kind,
+    d_in: usize,
+    d_sae: usize,
+    batch: usize,
+    l0: usize,
+    threads: usize,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Standard => write!(f, "standard")?,
+            Kind::TopK(dead) => write!(f, "topk, {dead} % dead")?,
+        }
+        let Self { d_in, d_sae, batch, l0, threads, .. } = self;
+        write!(f, ", ({d_in}, {d_sae}, {batch}), L0 {l0}, {threads} thread")?;
+        if *threads > 1 { write!(f, "s") } else { Ok(()) }
+    }
+}
+
+const SHAPES: [(usize, usize, usize); 3] = [(576, 4608, 1024), (1024, 16384, 1024), (1536, 24576, 2048)];
+
+fn cases(kind: Kind, l0s: &[usize]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (d_in, d_sae, batch) in SHAPES {
+        for &l0 in l0s {
+            for threads in [1, 2] {
+                cases.push(Case { kind, d_in, d_sae, batch, l0, threads });
+            }
+        }
+    }
+    cases
+}
+
+fn standard_cases() -> Vec<Case> {
+    let mut cases = cases(Kind::Standard, &[10, 60, 500]);
+    // As training begins: half of all latents are active.
+    for threads in [1, 2] {
+        cases.push(Case { kind: Kind::Standard, d_in: 1024, d_sae: 16384, batch: 1024, l0: 8192, threads });
+    }
+    cases
+}
+
+fn topk_cases() -> Vec<Case> {
+    let mut cases = cases(Kind::TopK(0), &[60]);
+    cases.extend(cases_with_dead_latents());
+    cases
+}
+
+fn cases_with_dead_latents() -> Vec<Case> {
+    [1, 2]
+        .map(|threads| Case { kind: Kind::TopK(20), d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads })
+        .to_vec()
+}
+
+/// A whole step of the standard SAE: losses, gradients, clip and Adam.
+#[divan::bench(args = standard_cases(), sample_count = 5, sample_size = 1)]
+fn standard(bencher: Bencher<'_, '_>, case: &Case) {
+    bench_step(bencher, case);
+}
+
+/// A whole step of the TopK SAE.
+#[divan::bench(args = topk_cases(), sample_count = 5, sample_size = 1)]
+fn topk(bencher: Bencher<'_, '_>, case: &Case) {
+    bench_step(bencher, case);
+}
+
+fn bench_step(bencher: Bencher<'_, '_>, case: &Case) {
+    let mut problem = Problem::new(case);
+    // The first steps grow the workspace.
+    problem.step();
+    bencher.counter(divan::counter::ItemsCount::new(case.batch)).bench_local(|| {
+        let start = Instant::now();
+        problem.step();
+        let secs = start.elapsed().as_secs_f64();
+        let mut fastest = FASTEST.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = fastest.entry(*case).or_insert(secs);
+        *entry = entry.min(secs);
+    });
+}
+
+/// Adam alone, every row with a gradient.
+#[divan::bench(args = [1, 2], sample_count = 5, sample_size = 1)]
+fn adam_alone(bencher: Bencher<'_, '_>, threads: usize) {
+    let pool = Pool::new(threads);
+    let mut params = Params::zeros(1024, 16384);
+    params.w_enc.fill(0.5);
+    let (grads, mut m, mut v) = (params.clone(), params.clone(), params.clone());
+    let mut t = 0;
+    bencher.bench_local(|| {
+        t += 1;
+        adam(&pool, &mut params, &grads, &mut m, &mut v, &adam_step(t), 1.0);
+    });
+}
+
+/// Inference: encoding and decoding one batch.
+#[divan::bench(args = [1, 2], sample_count = 5, sample_size = 1)]
+fn encode_and_decode(bencher: Bencher<'_, '_>, threads: usize) {
+    let case = Case { kind: Kind::Standard, d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads };
+    let Problem { pool, mut ws, params, x, .. } = Problem::new(&case);
+    let mut out = vec![0.0; x.len()];
+    bencher.bench_local(|| {
+        let acts = encode(&pool, &mut ws, &params, &Activation::Relu, false, &x);
+        decode(&pool, &params, &acts, &mut out);
+    });
+}
+
+struct Problem {
+    kind: Kind,
+    l0: usize,
+    pool: Pool,
+    ws: Workspace,
+    params: Params,
+    grads: Params,
+    m: Params,
+    v: Params,
+    x: Vec<f32>,
+    dead: Vec<bool>,
+    t: u64,
+}
+
+impl Problem {
+    fn new(case: &Case) -> Self {
+        let Case { kind, d_in, d_sae, batch, l0, threads } = *case;
+        let pool = Pool::new(threads);
+        let mut numbers = Numbers(7);
+        let x: Vec<f32> = (0..batch * d_in).map(|_| numbers.normal()).collect();
+        let mut params = Params::zeros(d_in, d_sae);
+        let scale = 1.0 / (d_in as f32).sqrt();
+        params.w_dec.fill_with(|| scale * numbers.normal());
+        params.w_enc.copy_from_slice(&params.w_dec);
+        let shift = -quantile(&params, &x[..8 * d_in], 1.0 - l0 as f64 / d_sae as f64);
+        params.b_enc.fill(shift);
+        let share_dead = if let Kind::TopK(percent) = kind { percent } else { 0 };
+        Self {
+            kind,
+            l0,
+            ws: Workspace::new(Shape { d_in, d_sae, batch }, &pool),
+            pool,
+            grads: Params::zeros(d_in, d_sae),
+            m: Params::zeros(d_in, d_sae),
+            v: Params::zeros(d_in, d_sae),
+            params,
+            x,
+            dead: (0..d_sae).map(|latent| latent * 7 % 100 < share_dead).collect(),
+            t: 0,
+        }
+    }
+
+    /// One step with a learning rate of 0, so that every step does the same.
+    fn step(&mut self) {
+        let Self { pool, ws, params, grads, .. } = self;
+        match self.kind {
+            Kind::Standard => {
+                let step = StandardStep { l1_coefficient: 5.0, lp_norm: 1.0, apply_b_dec_to_input: false };
+                standard_step(pool, ws, params, &step, &self.x, grads);
+            }
+            Kind::TopK(_) => {
+                let step = TopKStep {
+                    k: self.l0,
+                    aux_loss_coefficient: 1.0,
+                    rescale_acts_by_decoder_norm: true,
+                    apply_b_dec_to_input: false,
+                };
+                topk_step(pool, ws, params, &step, &self.dead, &self.x, grads);
+            }
+        }
+        self.t += 1;
+        adam(pool, params, grads, &mut self.m, &mut self.v, &adam_step(self.t), ws.grad_norm());
+    }
+}
+
+fn adam_step(t: u64) -> AdamStep {
+    AdamStep { lr: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8, t, max_grad_norm: 1.0 }
+}
+
+/// The share `q` of the pre-activations of `x` lies below the result.
+fn quantile(params: &Params, x: &[f32], q: f64) -> f32 {
+    let d_in = params.d_in();
+    let mut pre: Vec<f32> = x
+        .chunks_exact(d_in)
+        .flat_map(|token| {
+            params.w_enc.chunks_exact(d_in).map(move |row| row.iter().zip(token).map(|(w, x)| w * x).sum())
+        })
+        .collect();
+    pre.sort_by(f32::total_cmp);
+    pre[(q * (pre.len() - 1) as f64) as usize]
+}
+
+/// Pseudo-random numbers (SplitMix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// About normal: the sum of twelve uniform numbers less its mean.
+    fn normal(&mut self) -> f32 {
+        let mut sum = -6.0;
+        for _ in 0..3 {
+            let bits = self.next();
+            for part in 0..4 {
+                sum += ((bits >> (16 * part)) & 0xFFFF) as f32 / 65536.0;
+            }
+        }
+        sum
+    }
+}
+
+fn print_ratios() {
+    let fastest = FASTEST.lock().unwrap_or_else(PoisonError::into_inner);
+    if fastest.is_empty() {
+        return;
+    }
+    println!("\ninstructions: {}", Isa::detect().name());
+    let limits: Vec<(f64, f64)> = [1, 2].map(|threads| (product_rate(threads), bandwidth(threads))).to_vec();
+    for (threads, (rate, bytes)) in (1..).zip(&limits) {
+        println!(
+            "{threads} thread(s): f32 product {:.0} GFlop/s, reading and writing {:.1} GB/s",
+            rate / 1e9,
+            bytes / 1e9
+        );
+    }
+    println!("\n  step ms  floor ms  ratio  case");
+    for (case, secs) in &*fastest {
+        let (rate, bytes) = limits[case.threads - 1];
+        let weights = (case.d_in * case.d_sae) as f64;
+        let floor = 2.0 * weights * case.batch as f64 / rate + 24.0 * 2.0 * weights / bytes;
+        println!("{:9.1} {:9.1} {:6.2}  {case}", secs * 1e3, floor * 1e3, secs / floor);
+    }
+}
+
+/// Operations per second of a large f32 product with the `gemm` crate, shared out by columns.
+fn product_rate(threads: usize) -> f64 {
+    let (d_in, d_sae, batch) = (1024, 8192, 1024);
+    let pool = Pool::new(threads);
+    let (x, w) = (vec![0.5_f32; batch * d_in], vec![0.25_f32; d_sae * d_in]);
+    let mut out = vec![0.0_f32; d_sae * batch];
+    let secs = fastest_of(5, || {
+        let share = d_sae / threads;
+        let parts: Vec<Mutex<&mut [f32]>> = out.chunks_exact_mut(share * batch).map(Mutex::new).collect();
+        pool.run(threads, &|index| {
+            let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let w = &w[index * share * d_in..][..share * d_in];
+            // SAFETY: `out` has `share` rows of B values, `w` `share` rows and `x` B rows of D values.
+            unsafe {
+                gemm::gemm(
+                    share,
+                    batch,
+                    d_in,
+                    part.as_mut_ptr(),
+                    1,
+                    batch as isize,
+                    false,
+                    w.as_ptr(),
+                    1,
+                    d_in as isize,
+                    x.as_ptr(),
+                    d_in as isize,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
+                );
+            }
+        });
+    });
+    2.0 * (d_in * d_sae * batch) as f64 / secs
+}
+
+/// Bytes per second read and written by a pass over three arrays that changes all of them.
+fn bandwidth(threads: usize) -> f64 {
+    const LEN: usize = 16 << 20;
+    let pool = Pool::new(threads);
+    let mut arrays = [vec![1.0_f32; LEN], vec![1.0_f32; LEN], vec![1.0_f32; LEN]];
+    let secs = fastest_of(5, || {
+        let [a, b, c] = &mut arrays;
+        let parts: Vec<_> = a
+            .chunks_mut(1 << 16)
+            .zip(b.chunks_mut(1 << 16))
+            .zip(c.chunks_mut(1 << 16))
+            .map(|((a, b), c)| Mutex::new((a, b, c)))
+            .collect();
+        pool.run(parts.len(), &|index| {
+            let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let (a, b, c) = &mut *part;
+            for ((a, b), c) in a.iter_mut().zip(b.iter_mut()).zip(c.iter_mut()) {
+                *b = 0.9 * *b + 0.1 * *a;
+                *c = 0.9 * *c + 0.1 * *a;
+                *a -= 1e-3 * *b * *c;
+            }
+        });
+    });
+    (24 * LEN) as f64 / secs
+}
+
+fn fastest_of(n: usize, mut run: impl FnMut()) -> f64 {
+    run();
+    (0..n)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min)
 }

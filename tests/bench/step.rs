@@ -5,9 +5,9 @@
 //! Usage: `step PROBLEM.safetensors --threads N --lr LR --l1 L1`, where the file holds `batches` (S, B, D), one
 //! batch per step, and the initial `w_enc` (F, D), `w_dec` (F, D), `b_enc` (F), `b_dec` (D), all float32.
 
-use saesweep::kernels::{
-    AdamStep, Params, Pool, Shape, StandardStep, Workspace, clip_and_adam, standard_step,
-};
+#![expect(clippy::print_stdout, reason = "its output is what it is for")]
+
+use saesweep::kernels::{AdamStep, Params, Pool, Shape, StandardStep, Workspace, adam, standard_step};
 use safetensors::SafeTensors;
 use std::time::Instant;
 
@@ -58,8 +58,9 @@ fn main() {
         let x = &batches[t * batch * d_in..(t + 1) * batch * d_in];
         let started = Instant::now();
         let out = standard_step(&pool, &mut workspace, &params, &step, x, &mut grads);
-        let adam = AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, t: t as u64 + 1, max_grad_norm: 1.0 };
-        clip_and_adam(&pool, &mut params, &grads, &mut m, &mut v, &adam);
+        let settings =
+            AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, t: t as u64 + 1, max_grad_norm: 1.0 };
+        adam(&pool, &mut params, &grads, &mut m, &mut v, &settings, workspace.grad_norm());
         secs.push(started.elapsed().as_secs_f64());
         losses.push(out.overall);
         l0.push(out.l0);

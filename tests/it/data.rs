@@ -83,14 +83,14 @@ fn jsonl(texts: &[&str]) -> String {
 fn last_documents_are_held_out() {
     let folder = tempfile::tempdir().unwrap();
     let file = written(folder.path(), "a.jsonl", &jsonl(&["abcdef", "ghij", "klmn", "opqr", "stuvwx"]));
-    let packed = letters(&[file.clone()], &cfg()).unwrap();
+    let packed = letters(std::slice::from_ref(&file), &cfg()).unwrap();
     assert_eq!(shown(&packed.train, 5), ["^abcd", "^ef^g", "^hij^", "^klmn", "^opqr"]);
     assert_eq!(shown(&packed.eval, 5), ["^stuv"]);
-    let packed = letters(&[file.clone()], &DataConfig { eval_fraction: 0.5, ..cfg() }).unwrap();
+    let packed = letters(std::slice::from_ref(&file), &DataConfig { eval_fraction: 0.5, ..cfg() }).unwrap();
     assert_eq!(shown(&packed.train, 5), ["^abcd", "^ef^g"]);
     assert_eq!(shown(&packed.eval, 5), ["^klmn", "^opqr", "^stuv"]);
     let capped = DataConfig { eval_fraction: 0.5, eval_max_tokens: 11, ..cfg() };
-    assert_eq!(shown(&letters(&[file.clone()], &capped).unwrap().eval, 5), ["^klmn", "^opqr"]);
+    assert_eq!(shown(&letters(std::slice::from_ref(&file), &capped).unwrap().eval, 5), ["^klmn", "^opqr"]);
     // Of one sequence at least.
     let capped = DataConfig { eval_max_tokens: 0, ..cfg() };
     assert_eq!(letters(&[file], &capped).unwrap().n_eval(), 1);
@@ -123,7 +123,7 @@ fn separator_and_bos_follow_the_settings() {
     let folder = tempfile::tempdir().unwrap();
     let file = written(folder.path(), "a.jsonl", &jsonl(&["abcdef", "gh", "ijklmn", "stuvwx"]));
     let check = |cfg: DataConfig, expected: &[&str]| {
-        assert_eq!(shown(&letters(&[file.clone()], &cfg).unwrap().train, 5), expected);
+        assert_eq!(shown(&letters(std::slice::from_ref(&file), &cfg).unwrap().train, 5), expected);
     };
     let none = SequenceSeparator::None;
     check(DataConfig { sequence_separator_token: none, ..cfg() }, &["^abcd", "^efgh", "^ijkl"]);
@@ -267,13 +267,21 @@ fn what_is_wrong_with_data_is_said() {
         &["the training part", "(2 documents, 2 tokens)"],
     );
     check(
-        &[stories.clone()],
+        std::slice::from_ref(&stories),
         &DataConfig { disable_concat_sequences: true, context_size: 9, ..cfg() },
         &["are dropped"],
     );
-    check(&[stories.clone()], &DataConfig { context_size: 1, ..cfg() }, &["data.context_size is 1"]);
-    check(&[stories.clone()], &DataConfig { eval_fraction: 1.0, ..cfg() }, &["data.eval_fraction is 1"]);
-    let error = pack(&[stories.clone()], &cfg(), 9, None, 99).unwrap_err().to_string();
+    check(
+        std::slice::from_ref(&stories),
+        &DataConfig { context_size: 1, ..cfg() },
+        &["data.context_size is 1"],
+    );
+    check(
+        std::slice::from_ref(&stories),
+        &DataConfig { eval_fraction: 1.0, ..cfg() },
+        &["data.eval_fraction is 1"],
+    );
+    let error = pack(std::slice::from_ref(&stories), &cfg(), 9, None, 99).unwrap_err().to_string();
     assert!(error.contains("stories.jsonl holds text, and the model has no tokenizer"), "{error}");
     let error = pack(&[stories], &cfg(), 9, Some(&Letters::default()), 104).unwrap_err().to_string();
     assert!(

@@ -231,7 +231,8 @@ fn write_gguf(name: &str, path: &Path, dtype: GgmlDType, rope_factors: Option<Ve
         if !is_weights {
             continue;
         }
-        for (name, tensor) in safetensors::load(&file, &Device::Cpu).unwrap() {
+        let loaded: BTreeMap<_, _> = safetensors::load(&file, &Device::Cpu).unwrap().into_iter().collect();
+        for (name, tensor) in loaded {
             let tensor = match name.as_str() {
                 n if architecture == "llama" && n.contains("q_proj") => {
                     interleave_halves(&tensor, &config["num_attention_heads"])

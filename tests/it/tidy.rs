@@ -8,6 +8,7 @@ use std::{
 
 /// Rank of every module; a module may use only modules of lower rank. `ARCHITECTURE.md` gives the reasons.
 const RANKS: &[(&str, u8)] = &[
+    ("failpoint", 0),
     ("hub", 0),
     ("kernels", 0),
     ("metric", 0),

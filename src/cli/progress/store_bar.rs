@@ -65,23 +65,26 @@ impl StoreBar {
     }
 
     fn draw(&mut self, progress: &HarvestProgress, is_new: bool) {
+        let text = self.line(progress, Instant::now());
         let bar = self.bar.get_or_insert_with(|| self.console.bars().add(ProgressBar::new(0)));
         if is_new {
             bar.reset_eta();
-            let counts = "{msg} {wide_bar} {human_pos}/{human_len} tokens {per_sec} {eta} left";
-            bar.set_style(style(if progress.rows_total > 0 { counts } else { "{spinner} {msg}" }));
-            bar.set_message(format!("store {}: {}", self.hook, words(progress.phase)));
+            let has_length = progress.rows_total > 0;
+            bar.set_style(style(if has_length { "{msg} {wide_bar} {eta} left" } else { "{spinner} {msg}" }));
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         bar.set_length(progress.rows_total);
         bar.set_position(progress.rows_done);
+        bar.set_message(text);
     }
 
     fn line(&self, progress: &HarvestProgress, now: Instant) -> String {
         let mut line = format!("store {}: {}", self.hook, words(progress.phase));
-        if progress.rows_total > 0 {
-            let (done, total) = (show::count(progress.rows_done), show::count(progress.rows_total));
-            line = format!("{line}, {done} of {total} tokens");
+        let (done, total) = (show::count(progress.rows_done), show::count(progress.rows_total));
+        match (progress.rows_done, progress.rows_total) {
+            (_, 0) => {}
+            (0, _) => line = format!("{line}, {total} tokens"),
+            (_, _) => line = format!("{line}, {done} of {total} tokens"),
         }
         if let Some((_, since, from)) = self.phase
             && progress.rows_done > from

@@ -33,6 +33,8 @@ pub(in crate::cli) struct SweepProgress {
     n_kept: usize,
     counts: [usize; 3],
     cost_done: f64,
+    /// Part of a trial's time that its evaluation takes, as far as is known.
+    eval_share: f64,
     cost_total: f64,
     started: Instant,
     last_plain: Instant,
@@ -42,10 +44,21 @@ pub(in crate::cli) struct SweepProgress {
 struct Line {
     slot: String,
     bar: Option<ProgressBar>,
+    /// When training began, and after how many steps.
+    began: Instant,
     from_step: u64,
     step: u64,
     steps: u64,
     text: String,
+}
+
+impl Line {
+    /// Time until the last step, at the speed so far; `None` while that says little.
+    fn secs_left(&self, now: Instant) -> Option<f64> {
+        let elapsed = (now - self.began).as_secs_f64();
+        let done = self.step.saturating_sub(self.from_step) as f64;
+        (elapsed > 1.0 && done > 0.0).then(|| self.steps.saturating_sub(self.step) as f64 * elapsed / done)
+    }
 }
 
 /// Time between two plain summaries.
@@ -77,6 +90,7 @@ impl SweepProgress {
             n_kept,
             counts: [0; 3],
             cost_done: 0.0,
+            eval_share: 0.0,
             started: now,
             last_plain: now,
         };
@@ -87,11 +101,15 @@ impl SweepProgress {
     /// Something was written to the journal.
     pub(in crate::cli) fn event(&mut self, event: &Event, result: Option<&TrialResult>, now: Instant) {
         match event {
-            Event::TrialStarted { id, slot, .. } => self.start(id, slot.to_string()),
+            Event::TrialStarted { id, slot, .. } => self.start(id, slot.to_string(), now),
             Event::TrialEnded { id, status, reason, secs } => {
                 self.remove(id);
                 self.counts[*status as usize] += 1;
                 self.cost_done += self.labels.get(id).map_or(0.0, |label| label.cost);
+                if let Some(result) = result.filter(|result| result.status == TrialStatus::Done) {
+                    let (train, eval) = (result.timing.train_secs, result.timing.eval_secs);
+                    self.eval_share = eval / (train + eval).max(1e-9);
+                }
                 self.console.note(&self.result_line(id, *status, reason.as_deref(), *secs, result));
                 self.tick(now);
             }
@@ -105,37 +123,37 @@ impl SweepProgress {
     }
 
     /// A trial said something.
-    pub(in crate::cli) fn message(&mut self, id: &TrialId, message: &TrialMessage) {
+    pub(in crate::cli) fn message(&mut self, id: &TrialId, message: &TrialMessage, now: Instant) {
         let Some(line) = self.running.get_mut(id) else { return };
         match message {
             TrialMessage::Started { from_step, steps } => {
-                (line.from_step, line.step, line.steps) = (*from_step, *from_step, *steps);
+                (line.from_step, line.step, line.steps, line.began) = (*from_step, *from_step, *steps, now);
                 if let Some(bar) = &line.bar {
-                    bar.set_length(*steps);
-                    bar.set_position(*from_step);
-                    bar.reset_eta();
+                    bar.set_style(style("{prefix} {wide_bar} {pos}/{len}  {msg}"));
                 }
             }
             TrialMessage::Progress { step, loss, l0, tokens_per_sec } => {
                 line.step = *step;
                 line.text = format!(
-                    "loss {} L0 {} {}/s",
+                    "loss {}  L0 {}  {} tokens/s",
                     show::number(*loss),
                     show::number(*l0),
                     show::count(*tokens_per_sec as u64)
                 );
-                if let Some(bar) = &line.bar {
-                    bar.set_position(*step);
-                    bar.set_message(line.text.clone());
+                if let Some(left) = line.secs_left(now) {
+                    line.text = format!("{}  {} left", line.text, show::secs(left));
                 }
             }
             TrialMessage::Evaluating => {
+                line.step = line.steps;
                 line.text = "evaluating".to_owned();
-                if let Some(bar) = &line.bar {
-                    bar.set_message("evaluating");
-                }
             }
             TrialMessage::Ended { .. } => {}
+        }
+        if let Some(bar) = &line.bar {
+            bar.set_length(line.steps);
+            bar.set_position(line.step);
+            bar.set_message(line.text.clone());
         }
     }
 
@@ -162,16 +180,17 @@ impl SweepProgress {
         }
     }
 
-    fn start(&mut self, id: &TrialId, slot: String) {
+    fn start(&mut self, id: &TrialId, slot: String, now: Instant) {
         let bar = self.total.as_ref().map(|total| {
             let bar = self.console.bars().insert_before(total, ProgressBar::new(0));
-            bar.set_style(style("{prefix} {wide_bar} {pos}/{len} {msg} {eta} left"));
-            let settings = self.labels.get(id).map_or("", |label| &label.settings);
-            bar.set_prefix(format!("{slot} {id} {settings}"));
-            bar.enable_steady_tick(Duration::from_millis(250));
+            bar.set_style(style("{prefix}  starting"));
+            let settings = self.labels.get(id).map_or("", |label| label.settings.as_str());
+            // The settings say more than the id, and lines are short.
+            let name = if settings.is_empty() { id.0.as_str() } else { settings };
+            bar.set_prefix(format!("{slot} {name}"));
             bar
         });
-        let line = Line { slot, bar, from_step: 0, step: 0, steps: 0, text: String::new() };
+        let line = Line { slot, bar, began: now, from_step: 0, step: 0, steps: 0, text: String::new() };
         self.running.insert(id.clone(), line);
     }
 
@@ -221,7 +240,7 @@ impl SweepProgress {
             }
         }
         let elapsed = (now - self.started).as_secs_f64();
-        text = format!("{text}, {} gone", show::secs(elapsed));
+        text = format!("{text}, {} so far", show::secs(elapsed));
         match self.secs_left(elapsed) {
             Some(left) => format!("{text}, about {} left", show::secs(left)),
             None => text,
@@ -230,7 +249,9 @@ impl SweepProgress {
 
     /// Time left, from the share of the work that is done; `None` while too little is.
     fn secs_left(&self, elapsed: f64) -> Option<f64> {
-        let share = |line: &Line, step: u64| step as f64 / line.steps.max(1) as f64;
+        // Evaluation comes after the steps and takes its part, too.
+        let training = 1.0 - self.eval_share;
+        let share = |line: &Line, step: u64| training * step as f64 / line.steps.max(1) as f64;
         let of_running = |step: &dyn Fn(&Line) -> u64| -> f64 {
             let cost = |id: &TrialId| self.labels.get(id).map_or(0.0, |label| label.cost);
             self.running.iter().map(|(id, line)| cost(id) * share(line, step(line))).sum()
@@ -263,10 +284,10 @@ mod tests {
         let mut progress = SweepProgress::new(&console, labels, 3, start);
         let slot = SlotId { kind: DeviceKind::Cpu, index: 0 };
         progress.event(&Event::TrialStarted { id: id(0), slot, attempt: 1 }, None, start);
-        progress.message(&id(0), &TrialMessage::Started { from_step: 50, steps: 100 });
+        progress.message(&id(0), &TrialMessage::Started { from_step: 50, steps: 100 }, start);
         assert_eq!(progress.secs_left(10.0), None);
         let message = TrialMessage::Progress { step: 75, loss: 1.0, l0: 2.0, tokens_per_sec: 3.0 };
-        progress.message(&id(0), &message);
+        progress.message(&id(0), &message, start);
         // A quarter of a trial took 10 s; 3.25 trials remain.
         assert_eq!(progress.secs_left(10.0), Some(130.0));
         let ended = Event::TrialEnded {
@@ -276,7 +297,7 @@ mod tests {
             secs: 61.0,
         };
         progress.event(&ended, None, start);
-        assert_eq!(progress.summary(start), "4 of 7 trials, 1 diverged, 0.0s gone");
+        assert_eq!(progress.summary(start), "4 of 7 trials, 1 diverged, 0.0s so far");
         let line = progress.result_line(&id(0), TrialStatus::Diverged, Some("NaN"), 61.0, None);
         assert_eq!(line, "[4/7] DIVERGED t0  NaN  (1m 01s)");
     }
