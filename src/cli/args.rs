@@ -44,6 +44,8 @@ pub(super) enum Command {
     Report(ReportArgs),
     /// Show how trials differ: settings and metrics side by side.
     Compare(CompareArgs),
+    /// Write a trial's SAE for SAELens or dictionary_learning.
+    Export(ExportArgs),
     /// Look after the activation stores.
     Store(StoreArgs),
     /// Run one trial; what `run` starts for each.
@@ -139,6 +141,38 @@ pub(super) struct CompareArgs {
     /// How to print.
     #[arg(long, value_enum, default_value = "table")]
     pub(super) format: Format,
+}
+
+/// `saesweep export`.
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// The trial: its id, its first digits, or its folder.
+    pub(super) trial: String,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub(super) to: PathBuf,
+    /// The run that the trial is of, where its id alone does not say: a name under the results folder, or a
+    /// run folder.
+    #[arg(long, value_name = "RUN")]
+    pub(super) run: Option<PathBuf>,
+    /// For which program.
+    #[arg(long, value_enum, default_value = "sae-lens")]
+    pub(super) format: ExportFormat,
+    /// Replace an earlier export.
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+/// The program that an export is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExportFormat {
+    /// cfg.json, sae_weights.safetensors, sparsity.safetensors and runner_cfg.json, for
+    /// `SAE.load_from_disk(DIR)`.
+    SaeLens,
+    /// config.json and ae.safetensors, with the decoder as (d, F). dictionary_learning itself reads a Python
+    /// pickle, which is not written here; Python makes it with `torch.save(load_file("ae.safetensors"),
+    /// "ae.pt")`.
+    DictionaryLearning,
 }
 
 /// `saesweep store`.

@@ -9,6 +9,7 @@ mod compare;
 mod console;
 mod error;
 mod exit;
+mod export;
 mod facts;
 mod inputs;
 mod outputs;
@@ -25,6 +26,7 @@ mod store;
 mod stores;
 mod sweep;
 mod trial;
+mod trial_dir;
 mod work;
 
 pub use exit::Exit;
@@ -69,6 +71,7 @@ fn dispatch(arguments: &Arguments, console: &Console) -> Result<Exit, CliError> 
         Command::Status(args) => status::status(shared, args),
         Command::Report(args) => report::report(shared, args),
         Command::Compare(args) => compare::compare(shared, args),
+        Command::Export(args) => export::export(shared, args, console),
         Command::Store(args) => store::store(shared, args, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();

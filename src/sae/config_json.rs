@@ -3,13 +3,14 @@
 //! Keys are written in sorted order and nothing in the file depends on when or where it was written.
 
 use crate::trial::{
-    ActivationSource, Architecture, NormalizeActivations, SaeConfig, SequenceSeparator, TrialConfig, TrialId,
+    ActivationSource, Architecture, DataConfig, NormalizeActivations, SaeConfig, SequenceSeparator,
+    TrialConfig, TrialId,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The SAELens release whose format this is. Its loader refuses files without a version of 6 or later.
-const SAE_LENS_VERSION: &str = "6.54.12";
+pub(super) const SAE_LENS_VERSION: &str = "6.54.12";
 
 /// Where an SAE comes from and how it did: the `metadata` of `cfg.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +73,7 @@ pub(super) fn write(cfg: &SaeConfig, d_in: usize, info: &SaveInfo) -> String {
 }
 
 /// SAELens flattens the heads of `hook_z` itself when this says so.
-fn reshape(config: &TrialConfig) -> &'static str {
+pub(super) fn reshape(config: &TrialConfig) -> &'static str {
     let is_z = config.source.model().is_some_and(|(model, _)| model.hook.ends_with("hook_z"));
     if is_z { "hook_z" } else { "none" }
 }
@@ -91,7 +92,7 @@ fn metadata(info: &SaveInfo) -> Value {
         ("saesweep_version", json!(env!("CARGO_PKG_VERSION"))),
         ("seqpos_slice", json!([null])),
         ("training_architecture", json!(config.sae.architecture.name())),
-        ("training_architecture_details", details(&config.sae)),
+        ("training_architecture_details", Value::Object(details(&config.sae))),
     ]);
     map.extend(source(&config.source));
     if let Some(l0) = info.l0.filter(|l0| l0.is_finite()) {
@@ -117,10 +118,6 @@ fn source(source: &ActivationSource) -> BTreeMap<&'static str, Value> {
             ("saesweep_source", json!(source.name())),
         ]);
     };
-    let separator = match data.sequence_separator_token {
-        SequenceSeparator::None => Value::Null,
-        other => json!(other),
-    };
     BTreeMap::from([
         ("context_size", json!(data.context_size)),
         ("dataset_path", json!(data.dataset)),
@@ -131,12 +128,20 @@ fn source(source: &ActivationSource) -> BTreeMap<&'static str, Value> {
         ("model_from_pretrained_kwargs", json!({ "center_writing_weights": false })),
         ("model_name", json!(model.name)),
         ("prepend_bos", json!(data.prepend_bos)),
-        ("sequence_separator_token", separator),
+        ("sequence_separator_token", separator(data)),
     ])
 }
 
-/// The settings that only training needs.
-fn details(cfg: &SaeConfig) -> Value {
+/// What stands between two documents, in SAELens' words.
+pub(super) fn separator(data: &DataConfig) -> Value {
+    match data.sequence_separator_token {
+        SequenceSeparator::None => Value::Null,
+        other => json!(other),
+    }
+}
+
+/// The settings that only training needs, by name.
+pub(super) fn details(cfg: &SaeConfig) -> Map<String, Value> {
     let norm = if cfg.decoder_init_norm == 0.0 { Value::Null } else { json!(cfg.decoder_init_norm) };
     let mut map = BTreeMap::from([("decoder_init_norm", norm)]);
     match cfg.architecture {
@@ -150,7 +155,7 @@ fn details(cfg: &SaeConfig) -> Value {
             map.insert("use_sparse_activations", json!(false));
         }
     }
-    json!(map)
+    map.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Reads a `cfg.json`: the settings and the width. Training settings come from the metadata where they are;

@@ -110,6 +110,11 @@ pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) ->
         fs::write(&path, config_json::write(&sae.cfg, d, info))
             .map_err(|source| SaeError::Io { path, source })
     };
+    replace(dir, write)
+}
+
+/// Replaces the folder `dir` as a whole by what `write` puts into the new folder it is given.
+pub(super) fn replace(dir: &Path, write: impl FnOnce(&Path) -> Result<(), SaeError>) -> Result<(), SaeError> {
     folder::replace(dir, write).map_err(|err| match err {
         SaeError::Io { path, source } if path.as_os_str().is_empty() => {
             SaeError::Io { path: dir.to_owned(), source }
@@ -149,7 +154,7 @@ pub fn load_sparsity(dir: &Path, d_sae: usize) -> Result<Option<Vec<f32>>, SaeEr
 }
 
 /// The transpose of `matrix` (rows, cols), in blocks that stay in cache.
-fn transposed(matrix: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+pub(super) fn transposed(matrix: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     const BLOCK: usize = 32;
     let mut out = vec![0.0; matrix.len()];
     for row_start in (0..rows).step_by(BLOCK) {

@@ -7,14 +7,19 @@
 mod config_json;
 mod dense;
 mod eigen;
+mod export;
 mod fold;
 pub(crate) mod folder;
 mod format;
 mod inference;
 mod init;
 mod normalize;
+mod runner_json;
 
 pub use config_json::ConfigProblem;
+pub use export::{
+    DICTIONARY_CONFIG_FILE, DICTIONARY_FILE, ExportError, ExportFormat, ExportInfo, RUNNER_FILE, export,
+};
 pub use fold::{fold_decoder_norms, fold_scale, fold_whitening};
 pub use format::{CONFIG_FILE, SPARSITY_FILE, SaeError, SaveInfo, WEIGHTS_FILE, load, load_sparsity, save};
 pub use inference::Sae;

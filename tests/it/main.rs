@@ -13,6 +13,7 @@ mod model_golden;
 mod report;
 mod rows;
 mod run_from_hub;
+mod sae_exchange;
 mod sae_format;
 mod sched_processes;
 mod spec_errors;
