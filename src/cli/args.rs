@@ -44,6 +44,8 @@ pub(super) enum Command {
     Report(ReportArgs),
     /// Show how trials differ: settings and metrics side by side.
     Compare(CompareArgs),
+    /// Evaluate SAEs from anywhere on a store, beside the trials of a run.
+    Eval(EvalArgs),
     /// Write a trial's SAE for SAELens or dictionary_learning.
     Export(ExportArgs),
     /// Look after the activation stores.
@@ -138,6 +140,38 @@ pub(super) struct CompareArgs {
     /// Trials: ids, their first digits, or trial folders.
     #[arg(required = true, num_args = 2.., value_name = "TRIAL")]
     pub(super) trials: Vec<String>,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    pub(super) format: Format,
+}
+
+/// `saesweep eval`.
+#[derive(Debug, Args)]
+pub(super) struct EvalArgs {
+    /// Folders in SAELens' format: cfg.json and sae_weights.safetensors of a standard, topk or jumprelu SAE; the
+    /// form from before SAELens 6 is read too.
+    #[arg(required = true, value_name = "SAE")]
+    pub(super) saes: Vec<PathBuf>,
+    /// Evaluate on the store of this run and show its trials too: a name under the results folder, or a run
+    /// folder.
+    #[arg(long, value_name = "RUN", required_unless_present = "store")]
+    pub(super) run: Option<PathBuf>,
+    /// Key of the store, where there is no run or it has several.
+    #[arg(long, value_name = "KEY")]
+    pub(super) store: Option<String>,
+    /// Folder of the stores, where it is not the cache's.
+    #[arg(long, value_name = "DIR")]
+    pub(super) stores: Option<PathBuf>,
+    /// The language model that the store is of: its folder or file, or its name on the hub [default: the
+    /// store's own words for it].
+    #[arg(long, value_name = "MODEL")]
+    pub(super) model: Option<String>,
+    /// Whether special tokens (BOS, EOS, PAD …) are left out [default: as the run's trials did, else false].
+    #[arg(long, value_name = "true|false")]
+    pub(super) exclude_special_tokens: Option<bool>,
+    /// Threads to use, 0 for all cores; they change no result.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) threads: usize,
     /// How to print.
     #[arg(long, value_enum, default_value = "table")]
     pub(super) format: Format,

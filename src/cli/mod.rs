@@ -8,6 +8,7 @@ mod args;
 mod compare;
 mod console;
 mod error;
+mod eval;
 mod exit;
 mod export;
 mod facts;
@@ -71,6 +72,7 @@ fn dispatch(arguments: &Arguments, console: &Console) -> Result<Exit, CliError> 
         Command::Status(args) => status::status(shared, args),
         Command::Report(args) => report::report(shared, args),
         Command::Compare(args) => compare::compare(shared, args),
+        Command::Eval(args) => eval::eval(shared, args, console),
         Command::Export(args) => export::export(shared, args, console),
         Command::Store(args) => store::store(shared, args, console),
         Command::Completions { shell } => {

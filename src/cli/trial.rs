@@ -196,7 +196,7 @@ fn measure(
     trained: &Trained,
     pool: &Pool,
 ) -> Result<Measured, CliError> {
-    let evaluation = eval::evaluate(args.model.as_deref(), store, &trained.sae, &job.config, pool)?;
+    let evaluation = eval::evaluate(args.model.as_deref(), store, &trained.sae, &job.config.eval, pool)?;
     let mut metrics = evaluation.metrics;
     metrics.insert("train_loss".to_owned(), trained.losses.overall);
     metrics.insert("dead_share".to_owned(), trained.dead_share());

@@ -11,8 +11,8 @@ use crate::{
     kernels::{Pool, Shape, Workspace},
     model::{Model, ModelError},
     sae::Sae,
-    store::{EvalView, Store, StoreError},
-    trial::TrialConfig,
+    store::{EvalView, SourceIdentity, Store, StoreError},
+    trial::EvalConfig,
 };
 use std::{collections::BTreeMap, path::Path};
 
@@ -49,7 +49,7 @@ pub enum EvalError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The store needs a model.
-    #[error("activations.source is \"model\", and no model was given")]
+    #[error("the activations are a language model's, and no model was given")]
     NoModel,
     /// The store failed.
     #[error(transparent)]
@@ -76,19 +76,19 @@ pub fn evaluate(
     model_path: Option<&Path>,
     store: &Store,
     sae: &Sae,
-    cfg: &TrialConfig,
+    settings: &EvalConfig,
     pool: &Pool,
 ) -> Result<Evaluation, EvalError> {
     if sae.d_in != store.width() {
         return Err(EvalError::Width { sae: sae.d_in, store: store.width() });
     }
-    let model = match cfg.source.model() {
-        Some((config, _)) => {
+    let model = match &store.header().identity.source {
+        SourceIdentity::Model(identity) => {
             let model = Model::load(model_path.ok_or(EvalError::NoModel)?)?;
-            let hook = model.config().hook(&config.hook)?;
+            let hook = model.config().hook(&identity.hook)?;
             Some((model, hook))
         }
-        None => None,
+        SourceIdentity::Toy { .. } | SourceIdentity::Files { .. } => None,
     };
     let held_out = store.eval()?;
     let (context, width, n_sequences) = (held_out.context_size, held_out.width, held_out.sequences);
@@ -107,7 +107,7 @@ pub fn evaluate(
         let is_special =
             |row: usize| held_out.tokens.get(row).is_some_and(|token| held_out.special_ids.contains(token));
         let keep: Vec<bool> = (batch_first * context..batch_end * context)
-            .map(|row| !(cfg.eval.exclude_special_tokens && is_special(row)))
+            .map(|row| !(settings.exclude_special_tokens && is_special(row)))
             .collect();
         let acts_of = |from: usize, to: usize| &held_out.acts[from * context * width..to * context * width];
         let mut batch = reconstruction.batch(batch_end - batch_first, acts_of(batch_first, batch_end), &keep);

@@ -1,10 +1,10 @@
-//! `cfg.json` as SAELens 6 writes and reads it: this module alone knows its keys.
+//! `cfg.json` as SAELens 6 has it, written; `config_read` reads it.
 //!
 //! Keys are written in sorted order and nothing in the file depends on when or where it was written.
 
+use super::inference::Sae;
 use crate::trial::{
-    ActivationSource, Architecture, DataConfig, NormalizeActivations, SaeConfig, SequenceSeparator,
-    TrialConfig, TrialId,
+    ActivationSource, Architecture, DataConfig, SaeConfig, SequenceSeparator, TrialConfig, TrialId,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -29,33 +29,13 @@ pub struct SaveInfo {
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// What is wrong with a `cfg.json`; the caller adds the file's name.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ConfigProblem {
-    /// The text is no JSON object.
-    #[error("is not a JSON object: {0}")]
-    NotJson(String),
-    /// A key is absent.
-    #[error("lacks `{0}`")]
-    Missing(&'static str),
-    /// A value cannot be used.
-    #[error("has `{key}` = {found}, expected {expected}")]
-    Value {
-        /// Its key.
-        key: &'static str,
-        /// The value, as JSON.
-        found: String,
-        /// What would do.
-        expected: &'static str,
-    },
-}
-
-/// The text of `cfg.json` for an SAE with settings `cfg` and width `d_in`.
-pub(super) fn write(cfg: &SaeConfig, d_in: usize, info: &SaveInfo) -> String {
+/// The text of `cfg.json` for an SAE.
+pub(super) fn write(sae: &Sae, info: &SaveInfo) -> String {
+    let cfg = &sae.cfg;
     let mut top = BTreeMap::from([
-        ("architecture", json!(cfg.architecture.name())),
+        ("architecture", json!(sae.architecture())),
         ("apply_b_dec_to_input", json!(cfg.apply_b_dec_to_input)),
-        ("d_in", json!(d_in)),
+        ("d_in", json!(sae.d_in)),
         ("d_sae", json!(cfg.d_sae)),
         ("device", json!("cpu")),
         ("dtype", json!("float32")),
@@ -156,73 +136,4 @@ pub(super) fn details(cfg: &SaeConfig) -> Map<String, Value> {
         }
     }
     map.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// Reads a `cfg.json`: the settings and the width. Training settings come from the metadata where they are;
-/// where they are not they are 0, for inference does not look at them.
-pub(super) fn read(text: &str) -> Result<(SaeConfig, usize), ConfigProblem> {
-    let value: Value = serde_json::from_str(text).map_err(|err| ConfigProblem::NotJson(err.to_string()))?;
-    let Value::Object(top) = value else {
-        return Err(ConfigProblem::NotJson("it is another kind of value".to_owned()));
-    };
-    let training = top
-        .get("metadata")
-        .and_then(|metadata| metadata.get("training_architecture_details"))
-        .and_then(Value::as_object);
-    let detail = |key: &str| training.and_then(|map| map.get(key)).and_then(Value::as_f64).unwrap_or(0.0);
-
-    let architecture = match get(&top, "architecture")?.as_str() {
-        Some("standard") => Architecture::Standard {
-            l1_coefficient: detail("l1_coefficient"),
-            lp_norm: if training.is_some_and(|map| map.contains_key("lp_norm")) {
-                detail("lp_norm")
-            } else {
-                1.0
-            },
-            l1_warm_up_steps: detail("l1_warm_up_steps") as u64,
-        },
-        Some("topk") => Architecture::TopK {
-            k: size(&top, "k")?,
-            aux_loss_coefficient: detail("aux_loss_coefficient"),
-            rescale_acts_by_decoder_norm: flag(&top, "rescale_acts_by_decoder_norm", false)?,
-        },
-        _ => return Err(wrong(&top, "architecture", "\"standard\" or \"topk\"")),
-    };
-    let normalize_activations = match top.get("normalize_activations") {
-        None => NormalizeActivations::None,
-        Some(mode) => serde_json::from_value(mode.clone()).map_err(|_unknown: serde_json::Error| {
-            wrong(&top, "normalize_activations", "one of SAELens' modes, such as \"none\" or \"layer_norm\"")
-        })?,
-    };
-    let cfg = SaeConfig {
-        d_sae: size(&top, "d_sae")?,
-        // SAELens' own default for a file that does not say.
-        apply_b_dec_to_input: flag(&top, "apply_b_dec_to_input", true)?,
-        normalize_activations,
-        decoder_init_norm: detail("decoder_init_norm"),
-        architecture,
-    };
-    Ok((cfg, size(&top, "d_in")?))
-}
-
-fn get<'a>(top: &'a Map<String, Value>, key: &'static str) -> Result<&'a Value, ConfigProblem> {
-    top.get(key).ok_or(ConfigProblem::Missing(key))
-}
-
-fn size(top: &Map<String, Value>, key: &'static str) -> Result<usize, ConfigProblem> {
-    match get(top, key)?.as_u64() {
-        Some(n) if n > 0 => Ok(n as usize),
-        _ => Err(wrong(top, key, "a positive whole number")),
-    }
-}
-
-fn flag(top: &Map<String, Value>, key: &'static str, default: bool) -> Result<bool, ConfigProblem> {
-    match top.get(key) {
-        None => Ok(default),
-        Some(value) => value.as_bool().ok_or_else(|| wrong(top, key, "true or false")),
-    }
-}
-
-fn wrong(top: &Map<String, Value>, key: &'static str, expected: &'static str) -> ConfigProblem {
-    ConfigProblem::Value { key, found: top.get(key).unwrap_or(&Value::Null).to_string(), expected }
 }

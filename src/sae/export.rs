@@ -189,6 +189,9 @@ fn dictionary_learning(mut sae: Sae, info: &ExportInfo<'_>) -> Result<Files, Exp
             what: format!("sae.normalize_activations = {mode}, which scales every row on its own"),
         });
     }
+    if sae.threshold.is_some() {
+        return Err(ExportError::Inexpressible { format: FORMAT, what: "thresholds of latents".to_owned() });
+    }
     let (d, f) = (sae.d_in, sae.cfg.d_sae);
     if let Architecture::TopK { rescale_acts_by_decoder_norm: true, .. } = sae.cfg.architecture {
         // There the largest pre-activations are chosen as they are.

@@ -3,7 +3,12 @@
 //!
 //! The encoder lies there as (D, F); everything else is as in memory. Equal SAEs give equal bytes.
 
-use super::{config_json, folder, inference::Sae};
+use super::{
+    config_json,
+    config_read::{self, ConfigProblem, Origin, ReadConfig},
+    folder,
+    inference::Sae,
+};
 use crate::kernels::Params;
 use safetensors::{Dtype, SafeTensors, View, tensor::TensorView};
 use std::{
@@ -38,7 +43,7 @@ pub enum SaeError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        problem: config_json::ConfigProblem,
+        problem: ConfigProblem,
     },
     /// A tensor file is damaged.
     #[error("{path}: {source}", path = path.display())]
@@ -95,20 +100,22 @@ pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) ->
     let write = |folder: &Path| {
         let params = &sae.params;
         let w_enc = transposed(&params.w_enc, f, d);
-        let tensors = [
+        let mut tensors = vec![
             ("W_dec", F32View { shape: vec![f, d], data: &params.w_dec }),
             ("W_enc", F32View { shape: vec![d, f], data: &w_enc }),
             ("b_dec", F32View { shape: vec![d], data: &params.b_dec }),
             ("b_enc", F32View { shape: vec![f], data: &params.b_enc }),
         ];
+        if let Some(threshold) = &sae.threshold {
+            tensors.push(("threshold", F32View { shape: vec![f], data: threshold }));
+        }
         write_tensors(&folder.join(WEIGHTS_FILE), tensors)?;
         if let Some(sparsity) = sparsity {
             let view = F32View { shape: vec![f], data: sparsity };
             write_tensors(&folder.join(SPARSITY_FILE), [("sparsity", view)])?;
         }
         let path = folder.join(CONFIG_FILE);
-        fs::write(&path, config_json::write(&sae.cfg, d, info))
-            .map_err(|source| SaeError::Io { path, source })
+        fs::write(&path, config_json::write(sae, info)).map_err(|source| SaeError::Io { path, source })
     };
     replace(dir, write)
 }
@@ -123,15 +130,29 @@ pub(super) fn replace(dir: &Path, write: impl FnOnce(&Path) -> Result<(), SaeErr
     })
 }
 
-/// Reads an SAE of the architectures that can be trained here, written by [`save`] or by SAELens 6.
+/// Reads an SAE that [`save`] or SAELens wrote: standard, topk, or jumprelu.
 pub fn load(dir: &Path) -> Result<Sae, SaeError> {
+    load_with_origin(dir).map(|(sae, _)| sae)
+}
+
+/// As [`load`], with where the SAE says it was trained.
+pub fn load_with_origin(dir: &Path) -> Result<(Sae, Origin), SaeError> {
     let path = dir.join(CONFIG_FILE);
     let text = fs::read_to_string(&path).map_err(|source| SaeError::Io { path: path.clone(), source })?;
-    let (cfg, d_in) = config_json::read(&text).map_err(|problem| SaeError::Config { path, problem })?;
+    let ReadConfig { cfg, d_in, is_jumprelu, is_old, origin } =
+        config_read::read(&text).map_err(|problem| SaeError::Config { path, problem })?;
     let (f, d) = (cfg.d_sae, d_in);
 
     let file = TensorFile::read(dir.join(WEIGHTS_FILE))?;
-    let tensors = file.tensors(&["W_dec", "W_enc", "b_dec", "b_enc"])?;
+    let mut expected = vec!["W_dec", "W_enc", "b_dec", "b_enc"];
+    if is_old && file.is_one("scaling_factor")? {
+        // A factor that never came to be used.
+        expected.push("scaling_factor");
+    }
+    if is_jumprelu {
+        expected.push("threshold");
+    }
+    let tensors = file.tensors(&expected)?;
     let get = |name: &str, shape: &[usize]| file.floats(&tensors, name, shape);
     let params = Params {
         w_enc: transposed(&get("W_enc", &[d, f])?, d, f),
@@ -139,7 +160,8 @@ pub fn load(dir: &Path) -> Result<Sae, SaeError> {
         b_enc: get("b_enc", &[f])?,
         b_dec: get("b_dec", &[d])?,
     };
-    Ok(Sae { cfg, d_in, params })
+    let threshold = is_jumprelu.then(|| get("threshold", &[f])).transpose()?;
+    Ok((Sae { cfg, d_in, params, threshold }, origin))
 }
 
 /// Reads the log10 firing frequencies of an SAE folder of `d_sae` latents, if it has them.
@@ -226,6 +248,14 @@ impl TensorFile {
             return Err(SaeError::Tensors { path: self.path.clone(), found, expected: expected.to_vec() });
         }
         Ok(tensors)
+    }
+
+    /// Whether a tensor is there and holds nothing but ones.
+    fn is_one(&self, name: &str) -> Result<bool, SaeError> {
+        let tensors = SafeTensors::deserialize(&self.bytes)
+            .map_err(|source| SaeError::Safetensors { path: self.path.clone(), source })?;
+        let values = tensors.tensor(name).ok().and_then(|tensor| floats(&tensor));
+        Ok(values.is_some_and(|values| values.iter().all(|value| *value == 1.0)))
     }
 
     fn floats(&self, tensors: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>, SaeError> {

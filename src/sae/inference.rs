@@ -15,10 +15,18 @@ pub struct Sae {
     pub d_in: usize,
     /// Weights, both matrices (F, D).
     pub params: Params,
+    /// (F) what a pre-activation must exceed for its latent to be active, in a JumpReLU; its other settings are
+    /// those of a standard SAE. None are trained here.
+    pub threshold: Option<Vec<f32>>,
 }
 
 impl Sae {
-    /// The activation function for inference.
+    /// SAELens' name for what it is.
+    pub fn architecture(&self) -> &'static str {
+        if self.threshold.is_some() { "jumprelu" } else { self.cfg.architecture.name() }
+    }
+
+    /// The activation function for inference, before thresholds.
     pub fn activation(&self) -> Activation {
         match self.cfg.architecture {
             Architecture::Standard { .. } => Activation::Relu,
@@ -48,7 +56,12 @@ impl Sae {
     }
 
     fn encode_scaled(&self, pool: &Pool, ws: &mut Workspace, z: &[f32]) -> SparseActs {
-        kernels::encode(pool, ws, &self.params, &self.activation(), self.cfg.apply_b_dec_to_input, z)
+        let acts =
+            kernels::encode(pool, ws, &self.params, &self.activation(), self.cfg.apply_b_dec_to_input, z);
+        match &self.threshold {
+            Some(threshold) => above(&acts, threshold),
+            None => acts,
+        }
     }
 
     fn scaled<T>(
@@ -68,4 +81,20 @@ impl Sae {
         };
         (result, normalizer, scales)
     }
+}
+
+/// The activations that exceed their latent's threshold.
+fn above(acts: &SparseActs, threshold: &[f32]) -> SparseActs {
+    let mut kept = SparseActs { row_start: vec![0], ..SparseActs::default() };
+    for token in 0..acts.n_tokens() {
+        let (latents, values) = acts.row(token);
+        for (&latent, &value) in latents.iter().zip(values) {
+            if value > threshold[latent as usize] {
+                kept.latent.push(latent);
+                kept.value.push(value);
+            }
+        }
+        kept.row_start.push(kept.latent.len());
+    }
+    kept
 }

@@ -5,6 +5,7 @@
 //! matrices are held (F, D), one row per latent; only the files on disk have SAELens' (D, F) encoder.
 
 mod config_json;
+mod config_read;
 mod dense;
 mod eigen;
 mod export;
@@ -16,12 +17,14 @@ mod init;
 mod normalize;
 mod runner_json;
 
-pub use config_json::ConfigProblem;
+pub use config_read::{ConfigProblem, Origin};
 pub use export::{
     DICTIONARY_CONFIG_FILE, DICTIONARY_FILE, ExportError, ExportFormat, ExportInfo, RUNNER_FILE, export,
 };
 pub use fold::{fold_decoder_norms, fold_scale, fold_whitening};
-pub use format::{CONFIG_FILE, SPARSITY_FILE, SaeError, SaveInfo, WEIGHTS_FILE, load, load_sparsity, save};
+pub use format::{
+    CONFIG_FILE, SPARSITY_FILE, SaeError, SaveInfo, WEIGHTS_FILE, load, load_sparsity, load_with_origin, save,
+};
 pub use inference::Sae;
 pub use init::init;
 pub use normalize::{Normalizer, RowScales, Whitening};

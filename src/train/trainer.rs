@@ -235,7 +235,7 @@ impl Trainer {
             losses: self.losses,
             l0: self.firing.l0(),
             n_dead: self.firing.n_dead(self.train.dead_feature_window),
-            sae: Sae { cfg, d_in: self.d_in, params },
+            sae: Sae { cfg, d_in: self.d_in, params, threshold: None },
         }
     }
 }

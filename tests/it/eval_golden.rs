@@ -8,7 +8,7 @@ use saesweep::{
     metric::{METRICS, Needs},
     sae::{self, Sae},
     store::Store,
-    trial::TrialConfig,
+    trial::{EvalConfig, TrialConfig},
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -41,7 +41,6 @@ struct Expected {
 
 struct Case {
     golden: Golden,
-    config: TrialConfig,
     model: PathBuf,
     sae: Sae,
     store: Store,
@@ -83,14 +82,13 @@ fn case(name: &str) -> Case {
         })
         .unwrap();
     let store = Store::open(folder.path(), &key).unwrap();
-    Case { golden, config, model, sae, store, _folder: folder }
+    Case { golden, model, sae, store, _folder: folder }
 }
 
 impl Case {
     fn evaluate(&self, exclude_special_tokens: bool, threads: usize) -> Evaluation {
-        let mut config = self.config.clone();
-        config.eval.exclude_special_tokens = exclude_special_tokens;
-        evaluate(Some(&self.model), &self.store, &self.sae, &config, &Pool::new(threads)).unwrap()
+        let settings = EvalConfig { exclude_special_tokens };
+        evaluate(Some(&self.model), &self.store, &self.sae, &settings, &Pool::new(threads)).unwrap()
     }
 }
 

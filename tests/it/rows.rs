@@ -123,14 +123,14 @@ fn an_sae_made_of_the_true_features_recovers_them_all() {
     let mut params = Params::zeros(24, 24);
     params.w_dec = truth.features.iter().map(|x| 2.0 * x).collect();
     params.w_enc = truth.features.to_vec();
-    let sae = Sae { cfg: cfg.sae.clone(), d_in: 24, params };
-    let found = evaluate(None, &store, &sae, &cfg, &Pool::new(1)).unwrap().metrics;
+    let sae = Sae { cfg: cfg.sae.clone(), d_in: 24, params, threshold: None };
+    let found = evaluate(None, &store, &sae, &cfg.eval, &Pool::new(1)).unwrap().metrics;
     assert!((found["mmcs"] - 1.0).abs() < 1e-6, "{found:?}");
     assert_eq!((found["recovered_share"], found["uniqueness"]), (1.0, 1.0));
     assert!((found["true_l0"] - 3.0).abs() < 0.1, "{found:?}");
     assert!(found.keys().all(|name| !name.starts_with("ce_") && !name.starts_with("kl_")), "{found:?}");
     assert!(found.contains_key("explained_variance") && found.contains_key("l0"));
-    assert_eq!(evaluate(None, &store, &sae, &cfg, &Pool::new(3)).unwrap().metrics, found);
+    assert_eq!(evaluate(None, &store, &sae, &cfg.eval, &Pool::new(3)).unwrap().metrics, found);
 }
 
 fn write_tensors(path: &Path, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) {
