@@ -120,6 +120,10 @@ pub struct SaeConfig {
     pub normalize_activations: NormalizeActivations,
     /// L2 norm of every decoder row at the start; 0 leaves the Kaiming initialisation as it is.
     pub decoder_init_norm: f64,
+    /// Folder of an SAE that training starts from, as written in the sweep; empty draws the weights. Left out
+    /// where it is empty: configurations from before it was there keep their ids.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub init_from: String,
     /// The architecture with the settings that only it has.
     #[serde(flatten)]
     pub architecture: Architecture,
@@ -289,6 +293,9 @@ pub struct TrialJob {
     pub id: TrialId,
     /// Key of the activation store it trains on.
     pub store_key: String,
+    /// BLAKE3 of the weights it starts from, where it starts from some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_blake3: Option<String>,
     /// How it is run.
     pub run: RunConfig,
     /// The configuration.
@@ -317,6 +324,9 @@ pub struct TrialResult {
     pub id: TrialId,
     /// Key of the store it was trained on.
     pub store_key: String,
+    /// BLAKE3 of the weights it started from, where it started from some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_blake3: Option<String>,
     /// Verdict.
     pub status: TrialStatus,
     /// One line on why, when the status is not `done`.

@@ -264,6 +264,9 @@ pub(super) struct TrialArgs {
     /// Folder or file of the language model, where the activations come from one.
     #[arg(long, value_name = "PATH")]
     pub(super) model: Option<PathBuf>,
+    /// Folder of the SAE that it starts from, where it starts from one.
+    #[arg(long, value_name = "DIR")]
+    pub(super) init: Option<PathBuf>,
 }
 
 #[cfg(test)]

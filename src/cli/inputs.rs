@@ -5,6 +5,7 @@ use crate::{
     data,
     hub::{self, HubOptions, Progress},
     model::{DecoderConfig, Model},
+    sae,
     source::{self, RowFiles, RowSource as _},
     spec::{LocalName, Plan},
     trial::{ActivationSource, DataConfig, ModelConfig, TrialConfig},
@@ -23,6 +24,15 @@ pub(super) struct Inputs {
     /// By `activations.files`: the files, and the width of their rows for each tensor.
     rows: BTreeMap<Vec<String>, Vec<PathBuf>>,
     widths: BTreeMap<(Vec<String>, String), usize>,
+    /// By `sae.init_from`.
+    starts: BTreeMap<String, Start>,
+}
+
+/// An SAE that trials start from.
+#[derive(Debug, Clone)]
+struct Start {
+    folder: PathBuf,
+    blake3: String,
 }
 
 impl Inputs {
@@ -34,6 +44,7 @@ impl Inputs {
             data: BTreeMap::new(),
             rows: BTreeMap::new(),
             widths: BTreeMap::new(),
+            starts: BTreeMap::new(),
         };
         for trial in &plan.trials {
             inputs.find_rows(plan, &trial.config)?;
@@ -50,6 +61,7 @@ impl Inputs {
         for trial in &plan.trials {
             inputs.width(&trial.config)?;
         }
+        inputs.find_starts(plan)?;
         for name in names(plan, |_, data| &data.dataset) {
             let files = match local(plan, &name) {
                 LocalName::PathOrHub(path) if !path.exists() => hub::fetch_dataset(&name, hub, progress)?,
@@ -74,6 +86,39 @@ impl Inputs {
             self.widths.insert(key, width);
         }
         Ok(())
+    }
+
+    /// Finds the SAEs that trials start from, and checks that each trial can.
+    fn find_starts(&mut self, plan: &Plan) -> Result<(), CliError> {
+        let names: BTreeSet<&str> =
+            plan.trials.iter().map(|trial| trial.config.sae.init_from.as_str()).collect();
+        for name in names.into_iter().filter(|name| !name.is_empty()) {
+            let folder = absolute(&plan.spec.path(name, dirs::home_dir().as_deref()))?;
+            let wrong = |problem: &dyn std::fmt::Display| {
+                CliError::Usage(format!(
+                    "sae.init_from = \"{name}\", the folder `{}`: {problem}",
+                    folder.display()
+                ))
+            };
+            let sae = sae::load(&folder).map_err(|error| wrong(&error))?;
+            for trial in plan.trials.iter().filter(|trial| trial.config.sae.init_from == name) {
+                let width = self.width(&trial.config)?;
+                sae::check_start(&sae, &trial.config.sae, width).map_err(|problem| wrong(&problem))?;
+            }
+            let blake3 = sae::weights_blake3(&folder)?;
+            self.starts.insert(name.to_owned(), Start { folder, blake3 });
+        }
+        Ok(())
+    }
+
+    /// Folder of the SAE that a trial starts from, where it starts from one.
+    pub(super) fn start(&self, config: &TrialConfig) -> Option<&Path> {
+        Some(&self.starts.get(&config.sae.init_from)?.folder)
+    }
+
+    /// BLAKE3 of the weights that trials start from, by `sae.init_from`.
+    pub(super) fn start_hashes(&self) -> BTreeMap<String, String> {
+        self.starts.iter().map(|(name, start)| (name.clone(), start.blake3.clone())).collect()
     }
 
     /// Folder or file of a trial's model, where it has one.

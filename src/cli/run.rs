@@ -110,7 +110,15 @@ async fn coordinate(
 
     let state = read_state(&run_dir)?;
     let spec = &plan.spec;
-    let prepared = prepare(&run_dir, &plan.trials, &built.keys, &spec.run, &state, args.retry_failed)?;
+    let prepared = prepare(
+        &run_dir,
+        &plan.trials,
+        &built.keys,
+        &inputs.start_hashes(),
+        &spec.run,
+        &state,
+        args.retry_failed,
+    )?;
     for event in &prepared.unrecorded {
         journal.append(unix_secs(), event)?;
     }
@@ -130,6 +138,8 @@ async fn coordinate(
         SweepProgress::new(console, labels(&plan, &prepared.to_run), prepared.kept.len(), Instant::now());
     let model = |trial: &PlannedTrial| Some((trial.id.clone(), inputs.model(&trial.config)?.to_owned()));
     let models: BTreeMap<TrialId, PathBuf> = plan.trials.iter().filter_map(model).collect();
+    let start = |trial: &PlannedTrial| Some((trial.id.clone(), inputs.start(&trial.config)?.to_owned()));
+    let starts: BTreeMap<TrialId, PathBuf> = plan.trials.iter().filter_map(start).collect();
     let mut host = RunHost {
         run: run_dir.clone(),
         facts,
@@ -138,6 +148,7 @@ async fn coordinate(
         console: console.clone(),
         stores: store_folder,
         models,
+        starts,
         report: LiveReport::default(),
     };
     let finished = schedule(core, &mut host, &mut interrupts).await;

@@ -33,6 +33,8 @@ pub(super) struct RunHost {
     pub(super) stores: PathBuf,
     /// Folder or file of the model of each trial that has one.
     pub(super) models: BTreeMap<TrialId, PathBuf>,
+    /// Folder of the SAE that a trial starts from.
+    pub(super) starts: BTreeMap<TrialId, PathBuf>,
     pub(super) report: LiveReport,
 }
 
@@ -100,6 +102,9 @@ impl Host for RunHost {
         ];
         if let Some(model) = self.models.get(id) {
             args.extend(["--model".into(), model.into()]);
+        }
+        if let Some(start) = self.starts.get(id) {
+            args.extend(["--init".into(), start.into()]);
         }
         TrialCommand {
             program: this_program(),

@@ -95,6 +95,7 @@ pub(super) fn read(text: &str) -> Result<ReadConfig, ConfigProblem> {
         apply_b_dec_to_input: flag(&top, "apply_b_dec_to_input", true)?,
         normalize_activations,
         decoder_init_norm: detail("decoder_init_norm").unwrap_or(0.0),
+        init_from: String::new(),
         architecture,
     };
     Ok(ReadConfig { cfg, d_in: size(&top, "d_in")?, is_jumprelu: name == Some("jumprelu"), is_old, origin })

@@ -8,6 +8,7 @@ use super::{
     inference::Sae,
     normalize::Normalizer,
     runner_json,
+    start::shift_encoder_bias,
 };
 use crate::{
     kernels::Params,
@@ -198,7 +199,8 @@ fn dictionary_learning(mut sae: Sae, info: &ExportInfo<'_>) -> Result<Files, Exp
         fold_decoder_norms(&mut sae.params, d);
     }
     if !sae.cfg.apply_b_dec_to_input {
-        subtract_from_input(&mut sae.params, d);
+        // There the decoder's bias is always subtracted first.
+        shift_encoder_bias(&mut sae.params, d, 1.0);
     }
     let Params { w_enc, w_dec, b_enc, b_dec } = &sae.params;
     let decoder = transposed(w_dec, f, d);
@@ -247,14 +249,6 @@ fn dictionary_learning(mut sae: Sae, info: &ExportInfo<'_>) -> Result<Files, Exp
     let mut text = serde_json::to_string_pretty(&config).expect("invariant: JSON values serialize");
     text.push('\n');
     Ok(vec![(DICTIONARY_CONFIG_FILE, text.into_bytes()), (DICTIONARY_FILE, weights)])
-}
-
-/// dictionary_learning always subtracts the decoder's bias: moves what that adds into the encoder's.
-fn subtract_from_input(params: &mut Params, d: usize) {
-    for (bias, row) in params.b_enc.iter_mut().zip(params.w_enc.chunks_exact(d)) {
-        let shift: f64 = row.iter().zip(&params.b_dec).map(|(w, b)| f64::from(*w) * f64::from(*b)).sum();
-        *bias = (f64::from(*bias) + shift) as f32;
-    }
 }
 
 /// Its description of the training run, of the trainers whose mathematics this was.

@@ -164,6 +164,16 @@ pub fn load_with_origin(dir: &Path) -> Result<(Sae, Origin), SaeError> {
     Ok((Sae { cfg, d_in, params, threshold }, origin))
 }
 
+/// BLAKE3 of an SAE folder's weights, 64 hexadecimal digits.
+pub fn weights_blake3(dir: &Path) -> Result<String, SaeError> {
+    let path = dir.join(WEIGHTS_FILE);
+    let mut hasher = blake3::Hasher::new();
+    match hasher.update_mmap(&path) {
+        Ok(hasher) => Ok(hasher.finalize().to_hex().to_string()),
+        Err(source) => Err(SaeError::Io { path, source }),
+    }
+}
+
 /// Reads the log10 firing frequencies of an SAE folder of `d_sae` latents, if it has them.
 pub fn load_sparsity(dir: &Path, d_sae: usize) -> Result<Option<Vec<f32>>, SaeError> {
     let path = dir.join(SPARSITY_FILE);

@@ -16,6 +16,7 @@ mod inference;
 mod init;
 mod normalize;
 mod runner_json;
+mod start;
 
 pub use config_read::{ConfigProblem, Origin};
 pub use export::{
@@ -23,8 +24,10 @@ pub use export::{
 };
 pub use fold::{fold_decoder_norms, fold_scale, fold_whitening};
 pub use format::{
-    CONFIG_FILE, SPARSITY_FILE, SaeError, SaveInfo, WEIGHTS_FILE, load, load_sparsity, load_with_origin, save,
+    CONFIG_FILE, SPARSITY_FILE, SaeError, SaveInfo, WEIGHTS_FILE, load, load_sparsity, load_with_origin,
+    save, weights_blake3,
 };
 pub use inference::Sae;
 pub use init::init;
 pub use normalize::{Normalizer, RowScales, Whitening};
+pub use start::{StartProblem, check_start, start};

@@ -21,7 +21,7 @@ pub(super) fn write(config: &TrialConfig, d_in: usize) -> Option<String> {
         ("dead_feature_window", json!(train.dead_feature_window)),
         ("disable_concat_sequences", json!(data.disable_concat_sequences)),
         ("feature_sampling_window", json!(train.feature_sampling_window)),
-        ("from_pretrained_path", Value::Null),
+        ("from_pretrained_path", init_from(&config.sae)),
         ("hook_name", json!(model.hook)),
         ("lr", json!(train.lr)),
         ("lr_decay_steps", json!(train.lr_decay_steps)),
@@ -99,6 +99,11 @@ fn defaults() -> Map<String, Value> {
         _ => None,
     });
     objects.flatten().collect()
+}
+
+/// Where fine-tuning started.
+fn init_from(cfg: &SaeConfig) -> Value {
+    if cfg.init_from.is_empty() { Value::Null } else { json!(cfg.init_from) }
 }
 
 /// `LoggingConfig`, which we have no use for.

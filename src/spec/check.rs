@@ -29,6 +29,8 @@ impl<'a> View<'a> {
                 Some(Setting::Float(significant(self.0.get("train.lr")?.as_float()? / 10.0, 15)))
             }
             "train.n_restart_cycles" if !self.uses(name) => Some(Setting::Int(1)),
+            "train.seed" if !self.uses(name) => Some(Setting::Int(42)),
+            "sae.decoder_init_norm" if !self.uses(name) => Some(Setting::Float(0.1)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
             _ => Some(written.clone()),
         }
@@ -42,6 +44,7 @@ impl<'a> View<'a> {
             Some(Used::Sources(names)) => is_one_of("activations.source", names),
             Some(Used::Architectures(names)) => is_one_of("sae.architecture", names),
             Some(Used::Schedulers(names)) => is_one_of("train.lr_scheduler_name", names),
+            Some(Used::Starts(names)) => is_one_of("sae.init_from", names),
             Some(Used::Always) | None => true,
         }
     }
@@ -90,6 +93,7 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
         k_fits,
         normalisation_fits,
         cosine_end_allows_decay,
+        start_fits_whitening,
         features_can_be_that_active,
         special_tokens_exist,
     ];
@@ -276,6 +280,25 @@ fn special_tokens_exist(view: View<'_>) -> Option<Contradiction> {
             &["eval.exclude_special_tokens", "activations.source"],
             format!("eval.exclude_special_tokens = true with activations.source = \"{source}\""),
             "activations.source = \"model\": rows from elsewhere have no tokens",
+        )
+    })
+}
+
+fn start_fits_whitening(view: View<'_>) -> Option<Contradiction> {
+    let is_started = view.text("sae.init_from").is_some_and(|path| !path.is_empty());
+    let is_whitened = view.text("sae.normalize_activations")? == "covariance_whitening";
+    let rescales = view.uses("sae.rescale_acts_by_decoder_norm")
+        && *view.0.get("sae.rescale_acts_by_decoder_norm")? == Setting::Bool(true);
+    (is_started && is_whitened && rescales).then(|| Contradiction {
+        hint: Some(
+            "whitening changes the norms of decoder rows, so other latents would be the k largest than in the SAE to start from"
+                .to_owned(),
+        ),
+        ..contradiction(
+            &["sae.init_from", "sae.normalize_activations", "sae.rescale_acts_by_decoder_norm"],
+            "sae.init_from and sae.normalize_activations = \"covariance_whitening\" with sae.rescale_acts_by_decoder_norm = true"
+                .to_owned(),
+            "sae.rescale_acts_by_decoder_norm = false, or another normalisation",
         )
     })
 }

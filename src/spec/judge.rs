@@ -64,6 +64,7 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
             Used::Sources(names) => ("activations.source", names),
             Used::Architectures(names) => ("sae.architecture", names),
             Used::Schedulers(names) => ("train.lr_scheduler_name", names),
+            Used::Starts(names) => ("sae.init_from", names),
         };
         if !decider_is_known(decider) {
             continue;
@@ -173,6 +174,7 @@ fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<S
             let decider = match find(foreign).map(|key| key.used) {
                 Some(Used::Sources(_)) => "activations.source",
                 Some(Used::Schedulers(_)) => "train.lr_scheduler_name",
+                Some(Used::Starts(_)) => "sae.init_from",
                 _ => "sae.architecture",
             };
             let word = b.settings.get(decider).map(Setting::to_toml).unwrap_or_default();

@@ -6,7 +6,7 @@
 use Kind::{Bool, Folder, Paths, Text, Word, Words};
 use Presence::{Auto, Default, Optional, Required};
 use Scope::{Sweep, Trial};
-use Used::{Always, Architectures, Schedulers, Sources};
+use Used::{Always, Architectures, Schedulers, Sources, Starts};
 
 /// What may be written as a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,6 +104,8 @@ pub(crate) enum Used {
     Architectures(&'static [&'static str]),
     /// Those with these learning rate schedules.
     Schedulers(&'static [&'static str]),
+    /// Those that start from one of these; "" are weights drawn at random.
+    Starts(&'static [&'static str]),
 }
 
 /// Whether a setting belongs to a trial or to the sweep as a whole.
@@ -153,6 +155,7 @@ const TOY: Used = Sources(&["toy"]);
 const FILES: Used = Sources(&["files"]);
 const STANDARD: Used = Architectures(&["standard"]);
 const TOPK: Used = Architectures(&["topk"]);
+const DRAWN: Used = Starts(&[""]);
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
 
 const fn int(min: i64) -> Kind {
@@ -240,7 +243,8 @@ pub(crate) const KEYS: &[Key] = &[
         ]),
         Default,
     ),
-    key(Trial, "sae.decoder_init_norm", at_least(0.0), Default),
+    used("sae.decoder_init_norm", DRAWN, at_least(0.0), Default),
+    key(Trial, "sae.init_from", Text { empty: true }, Default),
     used("sae.l1_coefficient", STANDARD, at_least(0.0), Default),
     used("sae.lp_norm", STANDARD, above(0.0), Default),
     used("sae.l1_warm_up_steps", STANDARD, int(0), Default),
@@ -262,7 +266,7 @@ pub(crate) const KEYS: &[Key] = &[
     used("train.n_restart_cycles", Schedulers(&["cosineannealingwarmrestarts"]), int(1), Default),
     key(Trial, "train.adam_beta1", between(0.0, false, 1.0, true), Default),
     key(Trial, "train.adam_beta2", between(0.0, false, 1.0, true), Default),
-    key(Trial, "train.seed", int(0), Default),
+    used("train.seed", DRAWN, int(0), Default),
     key(Trial, "train.data_seed", int(0), Default),
     key(Trial, "train.dead_feature_window", int(1), Default),
     key(Trial, "train.feature_sampling_window", int(1), Default),

@@ -113,6 +113,7 @@ fn used_keys(config: &TrialConfig) -> Vec<&'static str> {
         .filter(|key| flat.contains_key(key.name))
         .filter(|key| match key.used {
             Used::Schedulers(names) => scheduler.is_some_and(|scheduler| names.contains(&scheduler)),
+            Used::Starts(names) => names.contains(&config.sae.init_from.as_str()),
             Used::Always | Used::Architectures(_) | Used::Sources(_) => true,
         })
         .map(|key| key.name)

@@ -1,6 +1,7 @@
 //! Tests of the whole way from text to plan.
 
 mod sources;
+mod starts;
 
 use super::{
     DEFAULTS_TOML, Fault, LocalName, Plan, SpecErrors, SpecSource, canonical, flat,
@@ -125,6 +126,8 @@ fn table_defaults_and_structs_name_the_same_settings() {
         let plan = with_overrides("", &[&format!("sae.architecture={architecture}")]).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
+    let started = with_overrides("", &["sae.init_from=sae"]).unwrap();
+    in_structs.extend(flat(&started.trials[0].config).into_keys());
     for text in [TOY, FILES] {
         in_structs.extend(flat(&plan(text).trials[0].config).into_keys());
     }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     kernels::Pool,
-    sae::Normalizer,
+    sae::{self, Normalizer},
     trial::{SaeConfig, TrialJob},
 };
 use serde_json::json;
@@ -97,7 +97,7 @@ impl<'a> Call<'a> {
         run(
             self.folder,
             self.job,
-            D,
+            sae::init(&self.job.config.sae, D, self.job.config.train.seed),
             Normalizer::Scale(0.7),
             &read,
             &Pool::new(1),

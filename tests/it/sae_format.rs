@@ -30,6 +30,7 @@ fn config(architecture: Architecture, d_sae: usize) -> TrialConfig {
         apply_b_dec_to_input: false,
         normalize_activations: NormalizeActivations::None,
         decoder_init_norm: 0.1,
+        init_from: String::new(),
         architecture,
     };
     serde_json::from_value(json!({
@@ -230,7 +231,9 @@ fn folders_of_sae_lens_are_read() {
             let largest = want.iter().fold(0.0_f32, |largest, want| largest.max(want.abs()));
             let off = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0_f32, f32::max);
             println!("{name}: {what} deviate by {:.1e} of the largest", off / largest);
-            assert!(off < 2e-6 * largest.max(1.0), "{name}, {what}: {off}");
+            for (got, want) in got.iter().zip(&want) {
+                assert!((got - want).abs() < 2e-6 * want.abs().max(1.0), "{name}, {what}: {got} {want}");
+            }
         }
     }
 }

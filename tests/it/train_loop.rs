@@ -133,7 +133,7 @@ fn run(
         },
         now_secs: &|| 0.0,
     };
-    train(folder, job, store, &Pool::new(threads), hooks)
+    train(folder, job, store, None, &Pool::new(threads), hooks)
 }
 
 fn finish(folder: &Path, job: &TrialJob, store: &Store, threads: usize) -> (Trained, Vec<u8>) {
