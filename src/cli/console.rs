@@ -3,7 +3,14 @@
 use super::args::Shared;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use std::io::{IsTerminal, Write};
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, filter_fn},
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    registry,
+};
 
 /// Environment variable with a filter for logs, in tracing's syntax.
 const LOG_VARIABLE: &str = "SAESWEEP_LOG";
@@ -31,14 +38,13 @@ impl Console {
             (false, _) => "saesweep=trace,info",
         };
         let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_unset| EnvFilter::new(level));
-        let subscriber = tracing_subscriber::fmt()
-            .with_env_filter(filter)
+        let lines = fmt::layer()
             .with_writer(LogWriter { bars: console.bars.clone() })
             .with_ansi(std::io::stderr().is_terminal() && !is_set("NO_COLOR"))
             .with_target(false)
-            .finish();
+            .with_filter(filter.and(filter_fn(may_be_shown)));
         // A second console (in tests) logs through the first.
-        if tracing::subscriber::set_global_default(subscriber).is_err() {
+        if tracing::subscriber::set_global_default(registry().with(lines)).is_err() {
             tracing::debug!("logs go through the console that came first");
         }
         console
@@ -76,6 +82,14 @@ impl Console {
     }
 }
 
+/// What no setting can bring into the log: the finer lines of what speaks with the hub, because those hold
+/// requests with their headers, and so the token.
+fn may_be_shown(metadata: &Metadata<'_>) -> bool {
+    const NETWORK: [&str; 5] = ["hf_hub", "http", "rustls", "ureq", "ureq_proto"];
+    let krate = metadata.target().split("::").next().unwrap_or_default();
+    *metadata.level() <= Level::INFO || !NETWORK.contains(&krate)
+}
+
 /// Writes log lines while the bars are out of the way.
 #[derive(Debug, Clone)]
 struct LogWriter {
@@ -97,5 +111,41 @@ impl MakeWriter<'_> for LogWriter {
 
     fn make_writer(&self) -> Self {
         self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Keeps what is logged.
+    #[derive(Debug, Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn headers_of_requests_are_never_logged() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let filter = EnvFilter::new("trace,ureq_proto::client=trace").and(filter_fn(may_be_shown));
+        let lines = fmt::layer().with_writer(move || writer.clone()).with_filter(filter);
+        tracing::subscriber::with_default(registry().with(lines), || {
+            tracing::trace!(target: "ureq_proto::client", "Authorization: Bearer one");
+            tracing::debug!(target: "ureq", "Authorization: Bearer two");
+            tracing::info!(target: "ureq", "three");
+            tracing::trace!("four");
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert!(!text.contains("Bearer") && text.contains("three") && text.contains("four"), "{text}");
     }
 }

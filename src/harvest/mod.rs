@@ -15,6 +15,5 @@ mod tokens;
 
 pub use build::{HarvestPhase, HarvestProgress, ensure_store};
 pub use error::HarvestError;
-pub use held_out::kl_divergence;
 pub use identity::{ContentHashes, store_identity, store_identity_cached};
 pub use rows::ensure_row_store;

@@ -237,6 +237,7 @@ mod tests {
     use candle_core::{D, Device};
 
     use super::*;
+    use crate::model::Positions;
     use crate::model::families::tests::tiny_llama;
 
     /// The same on whole score matrices with candle's operations.
@@ -254,7 +255,7 @@ mod tests {
         };
         let (mut q, mut k) = (part(0, n_heads)?, part(n_heads, n_kv_heads)?);
         if let Some(cfg) = cfg {
-            let Some(super::super::Positions::Rotary { theta, .. }) = Some(&cfg.positions) else { panic!() };
+            let Positions::Rotary { theta, .. } = &cfg.positions else { panic!("rotary expected") };
             let angle = |p: usize, i: usize| p as f64 * theta.powf(-2.0 * i as f64 / d_head as f64);
             let table = |f: fn(f64) -> f64| {
                 let values = (0..p).flat_map(|p| (0..d_head / 2).map(move |i| f(angle(p, i)) as f32));

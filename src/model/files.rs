@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::ModelError;
+use super::byte_pairs::BytePairFiles;
 
 /// A model's files, by what they are for.
 pub(crate) enum Layout {
@@ -18,10 +19,18 @@ pub(crate) enum Layout {
 /// The tokenizer's files that exist in a folder.
 #[derive(Debug, Default)]
 pub(crate) struct TokenizerFiles {
-    /// `tokenizer.json`.
-    pub(crate) definition: Option<PathBuf>,
+    pub(crate) definition: Option<TokenizerDefinition>,
     /// Where the special tokens are named; the first that names one wins.
     pub(crate) special: Vec<PathBuf>,
+}
+
+/// How the tokens are written down.
+#[derive(Debug)]
+pub(crate) enum TokenizerDefinition {
+    /// `tokenizer.json`.
+    Whole(PathBuf),
+    /// The older form, in several files.
+    BytePairs(BytePairFiles),
 }
 
 /// The weights' files and their format.
@@ -47,7 +56,14 @@ pub fn model_files(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
         }
         Layout::Gguf { file, tokenizer } => (vec![file], tokenizer),
     };
-    files.extend(tokenizer.definition);
+    match tokenizer.definition {
+        Some(TokenizerDefinition::Whole(path)) => files.push(path),
+        Some(TokenizerDefinition::BytePairs(parts)) => {
+            files.extend([parts.vocab, parts.merges]);
+            files.extend(parts.added);
+        }
+        None => {}
+    }
     files.extend(tokenizer.special);
     Ok(files)
 }
@@ -57,7 +73,7 @@ impl Layout {
         let is_gguf = path.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("gguf"));
         if path.is_file() && is_gguf {
             let folder = path.parent().unwrap_or(Path::new(""));
-            return Ok(Self::Gguf { file: path.to_owned(), tokenizer: TokenizerFiles::find(folder) });
+            return Ok(Self::Gguf { file: path.to_owned(), tokenizer: TokenizerFiles::beside_gguf(folder) });
         }
         if !path.is_dir() {
             return Err(ModelError::NotAModel { path: path.to_owned() });
@@ -69,21 +85,34 @@ impl Layout {
                 wanted: "config.json".to_owned(),
             });
         }
-        Ok(Self::Folder { config, tokenizer: TokenizerFiles::find(path) })
+        Ok(Self::Folder { config, tokenizer: TokenizerFiles::of_folder(path) })
     }
 }
 
 impl TokenizerFiles {
-    fn find(folder: &Path) -> Self {
+    /// Finds the tokenizer of a model's folder.
+    pub(crate) fn of_folder(folder: &Path) -> Self {
         let existing = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
-        let definition = existing("tokenizer.json");
-        let special = match definition {
-            Some(_) => ["tokenizer_config.json", "special_tokens_map.json"]
-                .into_iter()
-                .filter_map(existing)
-                .collect(),
-            None => Vec::new(),
+        let byte_pairs = || {
+            let (vocab, merges) = (existing("vocab.json")?, existing("merges.txt")?);
+            let files = BytePairFiles { vocab, merges, added: existing("added_tokens.json") };
+            Some(TokenizerDefinition::BytePairs(files))
         };
+        Self::with(existing("tokenizer.json").map(TokenizerDefinition::Whole).or_else(byte_pairs), folder)
+    }
+
+    /// Finds the `tokenizer.json` that someone has put beside a GGUF file.
+    fn beside_gguf(folder: &Path) -> Self {
+        let path = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
+        Self::with(path.map(TokenizerDefinition::Whole), folder)
+    }
+
+    fn with(definition: Option<TokenizerDefinition>, folder: &Path) -> Self {
+        let mut special = Vec::new();
+        if definition.is_some() {
+            let names = ["tokenizer_config.json", "special_tokens_map.json"];
+            special.extend(names.map(|name| folder.join(name)).into_iter().filter(|path| path.is_file()));
+        }
         Self { definition, special }
     }
 }

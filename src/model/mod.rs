@@ -5,6 +5,7 @@
 //! D `d_model`, H heads, h `d_head`, M `d_mlp`, V vocabulary. Read [`Model`] first.
 
 mod attention;
+mod byte_pairs;
 mod config;
 mod decoder;
 mod error;

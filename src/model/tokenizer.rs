@@ -1,4 +1,4 @@
-//! The tokenizer: from `tokenizer.json`, or from the tables inside a GGUF file.
+//! The tokenizer: from `tokenizer.json`, from the files that came before it, or from the tables inside a GGUF file.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -14,9 +14,9 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
-use super::ModelError;
 use super::config::SpecialTokens;
-use super::files::TokenizerFiles;
+use super::files::{TokenizerDefinition, TokenizerFiles};
+use super::{ModelError, byte_pairs};
 
 /// Turns text into tokens and back, and knows the special ones.
 #[derive(Clone, Debug)]
@@ -29,19 +29,33 @@ pub struct ModelTokenizer {
 }
 
 impl ModelTokenizer {
-    /// Reads `tokenizer.json`, and the special tokens from the files beside it. What those don't mention is
-    /// taken from `fallback`; what they set to null stays unset.
+    /// Reads the tokenizer of a folder, and its special tokens from the files that name them. What those don't
+    /// mention is taken from `fallback`; what they set to null stays unset.
     pub(crate) fn from_files(
         files: &TokenizerFiles,
         fallback: SpecialTokens,
     ) -> Result<Option<Self>, ModelError> {
-        let Some(path) = &files.definition else { return Ok(None) };
-        let inner = Tokenizer::from_file(path).map_err(|reason| failed(path, &reason))?;
+        let Some(definition) = &files.definition else { return Ok(None) };
         let mut named = Vec::new();
         for path in &files.special {
             let text = std::fs::read_to_string(path).map_err(ModelError::read(path))?;
             named.push(serde_json::from_str::<Json>(&text).map_err(ModelError::json(path))?);
         }
+        let (path, inner) = match definition {
+            TokenizerDefinition::Whole(path) => {
+                (path, Tokenizer::from_file(path).map_err(|reason| failed(path, &reason))?)
+            }
+            TokenizerDefinition::BytePairs(parts) => {
+                if let Some(class) = byte_pairs::other_class(&named) {
+                    // Data that is tokenised already needs no tokenizer, so this isn't the end.
+                    let path = parts.vocab.display();
+                    tracing::warn!("`{path}` is for {class}, which needs a tokenizer.json; going on without");
+                    return Ok(None);
+                }
+                named.push(byte_pairs::defaults());
+                (&parts.vocab, byte_pairs::build(parts, &named)?)
+            }
+        };
         let id = |key: &str, fallback: Option<u32>| match named.iter().find_map(|json| json.get(key)) {
             Some(token) => {
                 let content = token.as_str().or_else(|| token.get("content").and_then(Json::as_str));

@@ -4,12 +4,32 @@
 //! machine has and for AVX2, which is taken where the machine has it. The system's `exp` costs several times
 //! the polynomial used here, because it takes one number a call.
 
+/// Calls a function compiled for AVX2 where the machine has it, else as it is. A macro, because the function must be
+/// inlined into one that is marked for AVX2, which a closure handed to a common one is not.
+macro_rules! widest {
+    ($plain:ident($($name:ident: $kind:ty),*) -> $result:ty) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2")]
+            fn avx2($($name: $kind),*) -> $result {
+                $plain($($name),*)
+            }
+            if std::arch::is_x86_feature_detected!("avx2") {
+                // SAFETY: the machine has what the function was compiled for.
+                return unsafe { avx2($($name),*) };
+            }
+        }
+        $plain($($name),*)
+    }};
+}
+
 /// How many partial results a reduction keeps. Fixed, so that a sum has one order on every machine.
 const LANES: usize = 16;
 
 /// Turns scores into `exp(score - max)` in place and returns the sum of the results, by which the caller divides.
 pub(crate) fn exp_row(row: &mut [f32]) -> f32 {
-    wide(|| {
+    #[inline(always)]
+    fn plain(row: &mut [f32]) -> f32 {
         let max = max(row);
         let mut sums = [0f32; LANES];
         let (chunks, rest) = row.as_chunks_mut::<LANES>();
@@ -24,13 +44,15 @@ pub(crate) fn exp_row(row: &mut [f32]) -> f32 {
             *sum += *value;
         }
         sums.iter().sum()
-    })
+    }
+    widest!(plain(row: &mut [f32]) -> f32)
 }
 
 /// `ln(sum(exp(row)))`; parts of the sum are gathered in f64.
 pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
-    const PART: usize = 1024;
-    wide(|| {
+    #[inline(always)]
+    fn plain(row: &[f32]) -> f64 {
+        const PART: usize = 1024;
         let max = max(row);
         let part_sum = |part: &[f32]| {
             let mut sums = [0f32; LANES];
@@ -46,18 +68,20 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> f64 {
             f64::from(sums.iter().sum::<f32>())
         };
         f64::from(max) + row.chunks(PART).map(part_sum).sum::<f64>().ln()
-    })
+    }
+    widest!(plain(row: &[f32]) -> f64)
 }
 
 /// KL divergence in nats of the distributions that two rows of logits stand for, `sum(P (ln P - ln Q))`.
 ///
 /// With e = exp(p - max p): sum(e (p - max p - q + max q)) / sum(e) - ln(sum(e)) + ln(sum(exp(q - max q))). Parts of
-/// the sums are gathered in f64; a result that rounding left below zero is zero.
+/// the sums are gathered in f64; a result that rounding left below zero is zero. NaN in either row gives NaN.
 pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
     const PART: usize = 1024;
     /// Its exponential is far below the rounding of a sum that holds a 1.
     const NOTHING: f32 = -80.0;
-    wide(|| {
+    #[inline(always)]
+    fn plain(p: &[f32], q: &[f32]) -> f64 {
         let (max_p, max_q) = (max(p), max(q));
         let mut sums = [0f64; 3];
         for (p, q) in p.chunks(PART).zip(q.chunks(PART)) {
@@ -77,19 +101,30 @@ pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
             }
         }
         let [sum_p, sum_q, weighted] = sums;
-        (weighted / sum_p - sum_p.ln() + sum_q.ln()).max(0.0)
-    })
+        let divergence = weighted / sum_p - sum_p.ln() + sum_q.ln();
+        // Not `max`, which would make a zero of NaN.
+        if divergence < 0.0 { 0.0 } else { divergence }
+    }
+    widest!(plain(p: &[f32], q: &[f32]) -> f64)
 }
 
 /// `x sigmoid(x)` of each number, times the number in `gated` if there is one.
 pub(crate) fn silu_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
-    wide(|| activate(out, x, gated, |x| -x));
+    #[inline(always)]
+    fn plain(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
+        activate(out, x, gated, |x| -x);
+    }
+    widest!(plain(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) -> ())
 }
 
 /// GELU by its tanh approximation, `x sigmoid(2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`.
 pub(crate) fn gelu_tanh_row(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
-    const MINUS_TWO_SQRT_TWO_OVER_PI: f32 = -1.595_769;
-    wide(|| activate(out, x, gated, |x| MINUS_TWO_SQRT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)));
+    #[inline(always)]
+    fn plain(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) {
+        const MINUS_TWO_SQRT_TWO_OVER_PI: f32 = -1.595_769;
+        activate(out, x, gated, |x| MINUS_TWO_SQRT_TWO_OVER_PI * (x + 0.044_715 * x * x * x));
+    }
+    widest!(plain(out: &mut [f32], x: &[f32], gated: Option<&[f32]>) -> ())
 }
 
 /// `x / (1 + exp(inner(x)))`, and the product with the gated numbers.
@@ -149,25 +184,10 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3F80_0000))
 }
 
-/// Runs a loop compiled for AVX2 where the machine has it.
-#[inline(always)]
-fn wide<R>(body: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2<R>(body: impl FnOnce() -> R) -> R {
-            body()
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the machine has what the function was compiled for.
-            return unsafe { avx2(body) };
-        }
-    }
-    body()
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn values(n: usize) -> Vec<f32> {
@@ -203,6 +223,35 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn divergence_is_what_its_formula_says(
+            pairs in proptest::collection::vec((-20_f32..20.0, -20_f32..20.0), 1..70),
+            shift in -1000_f32..1000.0,
+        ) {
+            let (p, q): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let log_probabilities = |logits: &[f32]| {
+                let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+                logits.iter().map(|x| f64::from(*x) - sum.ln()).collect::<Vec<_>>()
+            };
+            let terms = log_probabilities(&p).into_iter().zip(log_probabilities(&q));
+            let expected: f64 = terms.map(|(p, q)| p.exp() * (p - q)).sum();
+            prop_assert!((kl_divergence(&p, &q) - expected).abs() < 5e-5 * (1.0 + expected));
+            // Logits mean the same when all of them are moved, and then must not overflow.
+            let moved: Vec<f32> = q.iter().map(|q| q + shift).collect();
+            prop_assert!((kl_divergence(&p, &moved) - expected).abs() < 1e-2 * (1.0 + expected));
+        }
+    }
+
+    #[test]
+    fn divergence_from_itself_is_zero_and_tokens_ruled_out_add_nothing() {
+        assert!(kl_divergence(&[1.0, 2.0, -3.0], &[1.0, 2.0, -3.0]) < 1e-6);
+        let half = kl_divergence(&[0.0, f32::NEG_INFINITY], &[0.0, 0.0]);
+        assert!((half - std::f64::consts::LN_2).abs() < 1e-6, "{half}");
+    }
+
     #[test]
     fn nonlinearities_agree_with_f64() {
         let x = values(1000);
@@ -228,5 +277,10 @@ mod tests {
         let mut row = vec![0.0, f32::NAN, 1.0];
         assert!(exp_row(&mut row).is_nan());
         assert!(log_sum_exp(&[0.0, f32::NAN]).is_nan());
+        for place in [0, 1, 20] {
+            let (good, mut bad) = (values(33), values(33));
+            bad[place] = f32::NAN;
+            assert!(kl_divergence(&good, &bad).is_nan() && kl_divergence(&bad, &good).is_nan());
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The evaluation finds what SAELens' own `run_evals` finds on the same model, sequences and SAE, the whole
 //! way from a file of tokens through the store.
 
+use super::small_trial::{data_of, model_of, small_trial};
 use saesweep::{
     eval::{Evaluation, evaluate},
     harvest::ensure_store,
@@ -11,7 +12,6 @@ use saesweep::{
     trial::{EvalConfig, TrialConfig},
 };
 use serde::Deserialize;
-use serde_json::json;
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -48,24 +48,15 @@ struct Case {
 }
 
 fn config(golden: &Golden, sae: &Sae) -> TrialConfig {
-    serde_json::from_value(json!({
-        "model": { "name": golden.model, "hook": golden.hook },
-        "data": {
-            "dataset": "sequences", "column": "", "context_size": golden.context_size, "prepend_bos": true,
-            "sequence_separator_token": "bos", "disable_concat_sequences": false, "eval_fraction": 0.75,
-            "eval_max_tokens": 100_000
-        },
-        "store": { "tokens": 100_000, "dtype": "float32", "shuffle_buffer_rows": 512, "shuffle_seed": 0 },
-        "sae": sae.cfg,
-        "train": {
-            "tokens": 256, "batch_size": 64, "lr": 1e-3, "lr_end": 1e-4, "lr_scheduler_name": "constant",
-            "lr_warm_up_steps": 0, "lr_decay_steps": 0, "n_restart_cycles": 1, "adam_beta1": 0.9,
-            "adam_beta2": 0.999, "seed": 1, "data_seed": 1, "dead_feature_window": 10,
-            "feature_sampling_window": 10
-        },
-        "eval": { "exclude_special_tokens": false }
-    }))
-    .unwrap()
+    let mut config = small_trial();
+    let model = model_of(&mut config);
+    (model.name, model.hook) = (golden.model.clone(), golden.hook.clone());
+    let data = data_of(&mut config);
+    data.context_size = golden.context_size;
+    (data.eval_fraction, data.eval_max_tokens) = (0.75, 100_000);
+    config.store.tokens = 100_000;
+    config.sae = sae.cfg.clone();
+    config
 }
 
 fn case(name: &str) -> Case {

@@ -1,19 +1,16 @@
 //! Model + data → store, with tiny models.
 
+use super::small_trial::{data_of, model_of, small_trial};
 use candle_core::{Device, Tensor};
 use saesweep::{
     data::{Encode, Packed, pack},
     harvest::{
-        ContentHashes, HarvestError, HarvestPhase, HarvestProgress, ensure_store, kl_divergence,
-        store_identity, store_identity_cached,
+        ContentHashes, HarvestError, HarvestPhase, HarvestProgress, ensure_store, store_identity,
+        store_identity_cached,
     },
-    model::{HookState, Model, ModelTokenizer, per_token_loss},
+    model::{HookState, Model, ModelTokenizer, per_token_kl, per_token_loss},
     store::Store,
-    trial::{
-        ActivationSource, Architecture, DataConfig, EvalConfig, LrScheduler, ModelConfig,
-        NormalizeActivations, SaeConfig, SequenceSeparator, StoreConfig, StoreDtype, TrainConfig,
-        TrialConfig,
-    },
+    trial::{SequenceSeparator, StoreDtype, TrialConfig},
 };
 use std::{
     collections::BTreeMap,
@@ -26,63 +23,14 @@ fn model_folder(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/model")).join(name)
 }
 
-fn model_of(cfg: &mut TrialConfig) -> &mut ModelConfig {
-    let ActivationSource::Model { model, .. } = &mut cfg.source else { panic!("a model's activations") };
-    model
-}
-
-fn data_of(cfg: &mut TrialConfig) -> &mut DataConfig {
-    let ActivationSource::Model { data, .. } = &mut cfg.source else { panic!("a model's activations") };
-    data
-}
-
 fn config(hook: &str) -> TrialConfig {
-    TrialConfig {
-        source: ActivationSource::Model {
-            model: ModelConfig { name: "tiny".to_owned(), hook: hook.to_owned() },
-            data: DataConfig {
-                dataset: "stories".to_owned(),
-                column: String::new(),
-                context_size: 10,
-                prepend_bos: true,
-                sequence_separator_token: SequenceSeparator::Bos,
-                disable_concat_sequences: false,
-                eval_fraction: 0.2,
-                eval_max_tokens: 60,
-            },
-        },
-        store: StoreConfig {
-            tokens: 205,
-            dtype: StoreDtype::Float32,
-            shuffle_buffer_rows: 64,
-            shuffle_seed: 3,
-        },
-        sae: SaeConfig {
-            d_sae: 8,
-            apply_b_dec_to_input: false,
-            normalize_activations: NormalizeActivations::None,
-            decoder_init_norm: 0.1,
-            init_from: String::new(),
-            architecture: Architecture::Standard { l1_coefficient: 1.0, lp_norm: 1.0, l1_warm_up_steps: 0 },
-        },
-        train: TrainConfig {
-            tokens: 100,
-            batch_size: 16,
-            lr: 1e-3,
-            lr_end: 1e-4,
-            lr_scheduler_name: LrScheduler::Constant,
-            lr_warm_up_steps: 0,
-            lr_decay_steps: 0,
-            n_restart_cycles: 1,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
-            seed: 0,
-            data_seed: 0,
-            dead_feature_window: 10,
-            feature_sampling_window: 10,
-        },
-        eval: EvalConfig { exclude_special_tokens: false },
-    }
+    let mut config = small_trial();
+    model_of(&mut config).hook = hook.to_owned();
+    let data = data_of(&mut config);
+    data.context_size = 10;
+    (data.eval_fraction, data.eval_max_tokens) = (0.2, 60);
+    config.store.tokens = 205;
+    config
 }
 
 /// Stories of different lengths.
@@ -206,13 +154,7 @@ fn store_holds_the_activations_of_the_packed_data() {
         let ablated = model.run_from_hook(&zeros, &point).unwrap();
         close(eval.loss_clean, &numbers(&per_token_loss(&clean, &tokens).unwrap()), "clean loss");
         close(eval.loss_ablated, &numbers(&per_token_loss(&ablated, &tokens).unwrap()), "ablated loss");
-        let (clean, ablated) = (numbers(&clean), numbers(&ablated));
-        let vocab_size = model.config().vocab_size;
-        let kl: Vec<f32> = clean
-            .chunks(vocab_size)
-            .zip(ablated.chunks(vocab_size))
-            .map(|(clean, ablated)| kl_divergence(clean, ablated) as f32)
-            .collect();
+        let kl = numbers(&per_token_kl(&clean, &ablated).unwrap());
         close(eval.kl_ablated, &kl, "divergence");
         assert!(kl.iter().any(|kl| *kl > 1e-3), "{family}");
         let special: Vec<u32> = model.tokenizer().unwrap().special_ids().into_iter().collect();
@@ -362,7 +304,7 @@ fn what_cannot_be_harvested_is_said_before_anything_is_written() {
     );
     let mut long = cfg.clone();
     data_of(&mut long).context_size = 100_000;
-    check(&model, &files, &long, &["data.context_size is 100000, and model `tiny` takes at most"]);
+    check(&model, &files, &long, &["data.context_size is 100000, and model `org/model` takes at most"]);
     let mut large = cfg.clone();
     large.train.batch_size = 4096;
     check(&model, &files, &large, &["210 rows, fewer than train.batch_size = 4096"]);

@@ -2,10 +2,9 @@
 
 mod server;
 
-pub(crate) use server::HubServer;
+pub(crate) use server::{Fault, HubServer};
 
 use saesweep::hub::{HubError, HubOptions, Progress, Token, fetch_dataset, fetch_model};
-use server::Fault;
 use std::{fs, path::Path, time::Duration};
 
 const SECRET: &str = "hf_very_secret";

@@ -16,6 +16,7 @@ mod run_from_hub;
 mod sae_exchange;
 mod sae_format;
 mod sched_processes;
+mod small_trial;
 mod spec_errors;
 mod store;
 mod sweep_files;

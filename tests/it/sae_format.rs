@@ -1,6 +1,7 @@
 //! SAE folders: what is written is read back bit for bit, equal SAEs give equal bytes, SAELens' own folders
 //! are read, and a folder that does not fit is refused with what is wrong.
 
+use super::small_trial::small_trial;
 use proptest::prelude::*;
 use saesweep::{
     kernels::{Params, Pool, Shape, SparseActs, Workspace},
@@ -25,32 +26,9 @@ fn topk(k: usize, rescale_acts_by_decoder_norm: bool) -> Architecture {
 }
 
 fn config(architecture: Architecture, d_sae: usize) -> TrialConfig {
-    let sae = SaeConfig {
-        d_sae,
-        apply_b_dec_to_input: false,
-        normalize_activations: NormalizeActivations::None,
-        decoder_init_norm: 0.1,
-        init_from: String::new(),
-        architecture,
-    };
-    serde_json::from_value(json!({
-        "model": { "name": "org/model", "hook": "blocks.0.hook_mlp_out" },
-        "data": {
-            "dataset": "org/data", "column": "", "context_size": 16, "prepend_bos": true,
-            "sequence_separator_token": "bos", "disable_concat_sequences": false, "eval_fraction": 0.02,
-            "eval_max_tokens": 64
-        },
-        "store": { "tokens": 640, "dtype": "float32", "shuffle_buffer_rows": 64, "shuffle_seed": 0 },
-        "sae": sae,
-        "train": {
-            "tokens": 640, "batch_size": 32, "lr": 1e-3, "lr_end": 1e-4, "lr_scheduler_name": "constant",
-            "lr_warm_up_steps": 0, "lr_decay_steps": 0, "n_restart_cycles": 1, "adam_beta1": 0.9,
-            "adam_beta2": 0.999, "seed": 1, "data_seed": 1, "dead_feature_window": 10,
-            "feature_sampling_window": 10
-        },
-        "eval": { "exclude_special_tokens": false }
-    }))
-    .unwrap()
+    let mut config = small_trial();
+    (config.sae.architecture, config.sae.d_sae) = (architecture, d_sae);
+    config
 }
 
 fn info(config: TrialConfig) -> SaveInfo {

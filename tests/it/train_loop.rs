@@ -1,5 +1,6 @@
 //! The whole loop on a real store: it learns, it can be interrupted, and threads change nothing.
 
+use super::small_trial::{data_of, small_trial};
 use saesweep::{
     kernels::{Pool, Shape, Workspace},
     store::{
@@ -7,7 +8,10 @@ use saesweep::{
         StoreWriter, WriterStart,
     },
     train::{Hooks, TrainError, TrainOutcome, Trained, train},
-    trial::{NormalizeActivations, SequenceSeparator, StoreDtype, TrialJob},
+    trial::{
+        Architecture, NormalizeActivations, OnFailure, RunConfig, SequenceSeparator, StoreDtype, TrialId,
+        TrialJob,
+    },
 };
 use serde_json::json;
 use std::{cell::Cell, fs, path::Path};
@@ -87,33 +91,29 @@ fn build_store(stores: &Path) -> Store {
 }
 
 fn job(mode: NormalizeActivations) -> TrialJob {
-    serde_json::from_value(json!({
-        "id": "0123456789ab", "store_key": "0123456789abcdef",
-        "run": {
-            "retries": 1, "on_failure": "continue", "log_every_steps": 25, "checkpoint_every_steps": 40,
-            "checkpoint_every_minutes": 0.0, "grace_secs": 1.0
+    let mut config = small_trial();
+    data_of(&mut config).context_size = CONTEXT;
+    config.sae.d_sae = 40;
+    config.sae.normalize_activations = mode;
+    config.sae.architecture =
+        Architecture::Standard { l1_coefficient: 0.3, lp_norm: 1.0, l1_warm_up_steps: 20 };
+    (config.train.tokens, config.train.batch_size, config.train.lr) = (9600, 48, 0.01);
+    (config.train.lr_warm_up_steps, config.train.lr_decay_steps) = (5, 40);
+    (config.train.dead_feature_window, config.train.feature_sampling_window) = (30, 50);
+    TrialJob {
+        id: TrialId("0123456789ab".to_owned()),
+        store_key: "0123456789abcdef".to_owned(),
+        init_blake3: None,
+        run: RunConfig {
+            retries: 1,
+            on_failure: OnFailure::Continue,
+            log_every_steps: 25,
+            checkpoint_every_steps: 40,
+            checkpoint_every_minutes: 0.0,
+            grace_secs: 1.0,
         },
-        "model": { "name": "m", "hook": "blocks.0.hook_mlp_out" },
-        "data": {
-            "dataset": "d", "column": "", "context_size": CONTEXT, "prepend_bos": true,
-            "sequence_separator_token": "bos", "disable_concat_sequences": false, "eval_fraction": 0.02,
-            "eval_max_tokens": 64
-        },
-        "store": { "tokens": 1280, "dtype": "float32", "shuffle_buffer_rows": 512, "shuffle_seed": 3 },
-        "sae": {
-            "architecture": "standard", "d_sae": 40, "apply_b_dec_to_input": false,
-            "normalize_activations": mode, "decoder_init_norm": 0.1, "l1_coefficient": 0.3, "lp_norm": 1.0,
-            "l1_warm_up_steps": 20
-        },
-        "train": {
-            "tokens": 9600, "batch_size": 48, "lr": 0.01, "lr_end": 1e-4, "lr_scheduler_name": "constant",
-            "lr_warm_up_steps": 5, "lr_decay_steps": 40, "n_restart_cycles": 1, "adam_beta1": 0.9,
-            "adam_beta2": 0.999, "seed": 1, "data_seed": 1, "dead_feature_window": 30,
-            "feature_sampling_window": 50
-        },
-        "eval": { "exclude_special_tokens": false }
-    }))
-    .unwrap()
+        config,
+    }
 }
 
 fn run(
