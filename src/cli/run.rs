@@ -110,7 +110,15 @@ async fn coordinate(
 
     let state = read_state(&run_dir)?;
     let spec = &plan.spec;
-    let prepared = prepare(&run_dir, &plan.trials, &built.keys, &spec.run, &state, args.retry_failed)?;
+    let prepared = prepare(
+        &run_dir,
+        &plan.trials,
+        &built.keys,
+        &inputs.start_hashes(),
+        &spec.run,
+        &state,
+        args.retry_failed,
+    )?;
     for event in &prepared.unrecorded {
         journal.append(unix_secs(), event)?;
     }
@@ -128,8 +136,10 @@ async fn coordinate(
     let core = Core::new(policy, slots, prepared.to_run.clone());
     let progress =
         SweepProgress::new(console, labels(&plan, &prepared.to_run), prepared.kept.len(), Instant::now());
-    let models: BTreeMap<TrialId, PathBuf> =
-        plan.trials.iter().map(|trial| (trial.id.clone(), inputs.model(&trial.config).to_owned())).collect();
+    let model = |trial: &PlannedTrial| Some((trial.id.clone(), inputs.model(&trial.config)?.to_owned()));
+    let models: BTreeMap<TrialId, PathBuf> = plan.trials.iter().filter_map(model).collect();
+    let start = |trial: &PlannedTrial| Some((trial.id.clone(), inputs.start(&trial.config)?.to_owned()));
+    let starts: BTreeMap<TrialId, PathBuf> = plan.trials.iter().filter_map(start).collect();
     let mut host = RunHost {
         run: run_dir.clone(),
         facts,
@@ -138,6 +148,7 @@ async fn coordinate(
         console: console.clone(),
         stores: store_folder,
         models,
+        starts,
         report: LiveReport::default(),
     };
     let finished = schedule(core, &mut host, &mut interrupts).await;
@@ -217,9 +228,10 @@ fn print_best(data: &RunData, format: Format, run: &RunDir) -> Result<(), CliErr
     let objective = data.objective.metric.as_str();
     let mut metrics = vec![objective];
     metrics.extend(
-        ["ce_loss_score", "explained_variance", "l0", "dead_share"]
+        ["ce_loss_score", "explained_variance", "recovered_share", "l0", "dead_share"]
             .into_iter()
-            .filter(|name| *name != objective),
+            .filter(|name| *name != objective)
+            .filter(|name| data.trials.iter().any(|trial| trial.metric(name).is_some())),
     );
     if format == Format::Json {
         let best: Vec<_> = best

@@ -5,8 +5,10 @@
 //!
 //! - whole numbers in decimal; other numbers as the shortest decimal digits that give the same f64 back, in
 //!   the form `5e-5`, `1e0`, `1.25e3`; `true` and `false`; text as a JSON string;
-//! - only settings that the trial uses: those of another SAE architecture are absent, and a learning rate
-//!   that no schedule reads has its default, so neither can tell two equal trials apart;
+//! - only settings that the trial uses: those of another SAE architecture or another source of activations
+//!   are absent (and `activations.source` itself where it is the default, a language model, and `sae.init_from`
+//!   where nothing is started from); a learning rate that no schedule reads has its default, and so have the
+//!   settings of weights that are not drawn; so none of them can tell two equal trials apart;
 //! - defaults filled in and `auto` worked out, so that writing a default changes nothing.
 //!
 //! Device, threads, folders, `[run]` and `[sweep]` are no part of a configuration. The id is the first 12

@@ -27,14 +27,17 @@ pub(crate) fn resolved(path: &str, parts: Parts<'_>, trials: &[PlannedTrial]) ->
     let used: BTreeSet<&str> = trials.iter().flat_map(|trial| used_keys(&trial.config)).collect();
     let mut text = format!("# {path} after all layers, every setting that its trials use.\n");
     for section in SECTIONS {
-        line(&mut text, "");
-        line(&mut text, &format!("[{section}]"));
+        let mut is_begun = false;
         for key in KEYS.iter().filter(|key| key.section() == *section) {
             let Some((setting, place)) = fixed.values.get(key.name) else { continue };
             if key.scope == Scope::Trial
                 && (!used.contains(key.name) || is_replaced_always(variation, key.name))
             {
                 continue;
+            }
+            if !is_begun {
+                line(&mut text, &format!("\n[{section}]"));
+                is_begun = true;
             }
             let name =
                 key.name.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')).unwrap_or(key.name);
@@ -112,7 +115,9 @@ fn used_keys(config: &TrialConfig) -> Vec<&'static str> {
         .filter(|key| match key.used {
             Used::Schedulers(names) => scheduler.is_some_and(|scheduler| names.contains(&scheduler)),
             Used::Modes(names) => mode.is_some_and(|mode| names.contains(&mode)),
-            Used::Always | Used::Architectures(_) => true,
+            Used::Starts(names) => names.contains(&config.sae.init_from.as_str()),
+            Used::DrawnJumpRelus => config.sae.init_from.is_empty(),
+            Used::Always | Used::Architectures(_) | Used::Sources(_) => true,
         })
         .map(|key| key.name)
         .collect()

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     kernels::Pool,
-    sae::Normalizer,
+    sae::{self, Normalizer},
     trial::{Architecture, SaeConfig, TrialJob},
 };
 use serde_json::json;
@@ -135,7 +135,7 @@ impl<'a> Call<'a> {
         run(
             self.folder,
             self.job,
-            D,
+            sae::init(&self.job.config.sae, D, self.job.config.train.seed).into(),
             Normalizer::Scale(0.7),
             &read,
             &Pool::new(1),

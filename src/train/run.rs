@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     kernels::Pool,
-    sae::{self, Normalizer},
+    sae::{self, Normalizer, Sae, Start, StartProblem},
     store::{BatchOrder, Store, StoreError},
     trial::{Architecture, NormalizeActivations, SparsityLossMode, TrialConfig, TrialJob},
 };
@@ -74,6 +74,9 @@ pub enum TrainError {
         /// What is wrong with it.
         problem: String,
     },
+    /// It cannot start from the SAE it is to start from.
+    #[error("the trial cannot start from the SAE of sae.init_from: {0}")]
+    Start(#[from] StartProblem),
     /// Settings that do not go together.
     #[error("{0}")]
     Setting(String),
@@ -87,7 +90,8 @@ pub enum TrainError {
     },
 }
 
-/// Trains the trial of `folder` on `store`, from its checkpoint if it has one.
+/// Trains the trial of `folder` on `store`, from its checkpoint if it has one; the first time from `start`, or
+/// from weights drawn by the trial's seed.
 ///
 /// The same trial on the same store leaves the same weights and the same `metrics.jsonl`, however often it
 /// was interrupted, as long as it runs with the same instruction set.
@@ -95,6 +99,7 @@ pub fn train(
     folder: &Path,
     job: &TrialJob,
     store: &Store,
+    start: Option<Sae>,
     pool: &Pool,
     hooks: Hooks<'_>,
 ) -> Result<TrainOutcome, TrainError> {
@@ -107,7 +112,14 @@ pub fn train(
         store.read_batch(&order, step, out);
         Ok(())
     };
-    run(folder, job, d_in, normalizer, &read, pool, hooks)
+    let start = match start {
+        Some(sae) => {
+            sae::check_start(&sae, &config.sae, d_in)?;
+            sae::start(sae, &config.sae, &normalizer, pool)
+        }
+        None => sae::init(&config.sae, d_in, config.train.seed).into(),
+    };
+    run(folder, job, start, normalizer, &read, pool, hooks)
 }
 
 /// Settings that no step could honour.
@@ -180,19 +192,20 @@ fn normalizer(store: &Store, config: &TrialConfig, key: &str) -> Result<Normaliz
 /// Reads the batch of a step.
 pub(super) type ReadBatch<'a> = dyn Fn(u64, &mut [f32]) -> Result<(), TrainError> + 'a;
 
-/// [`train`] with batches from anywhere.
+/// [`train`] with batches and a start from anywhere.
 pub(super) fn run(
     folder: &Path,
     job: &TrialJob,
-    d_in: usize,
+    start: Start,
     normalizer: Normalizer,
     read_batch: &ReadBatch<'_>,
     pool: &Pool,
     hooks: Hooks<'_>,
 ) -> Result<TrainOutcome, TrainError> {
     let (sae, train) = (&job.config.sae, &job.config.train);
-    let params = sae::init(sae, d_in, train.seed);
-    let mut trainer = Trainer::new(sae, train, d_in, params, normalizer, pool);
+    let d_in = start.params.d_in();
+    let mut trainer = Trainer::new(sae, train, d_in, start.params, normalizer, pool);
+    trainer.topk_threshold = start.topk_threshold;
     let mut metrics = resume(folder, job, &mut trainer)?;
     let (from_step, total_steps) = (trainer.steps, train.steps());
     (hooks.on_start)(from_step);
