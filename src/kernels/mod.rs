@@ -40,7 +40,7 @@ mod memory;
 mod pool;
 mod simd;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use adam::{AdamStep, adam, clip_and_adam};
 pub use infer::{Activation, SparseActs, decode, encode};

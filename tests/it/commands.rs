@@ -103,10 +103,13 @@ fn what_is_wrong_is_told_before_anything_starts() {
     let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
     assert!(stderr.contains("blocks.9.hook_mlp_out"), "{stderr}");
     sweep.edit("blocks.9.hook_mlp_out", "blocks.1.hook_mlp_out");
-    sweep.edit("cpu_slots = 2", "use = [\"cuda\"]");
-    let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
-    assert!(stderr.contains("CPU only"), "{stderr}");
-    sweep.edit("use = [\"cuda\"]", "cpu_slot = 2");
+    if !cfg!(feature = "cuda") {
+        sweep.edit("cpu_slots = 2", "use = [\"cuda\"]");
+        let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
+        assert!(stderr.contains("cargo build --release --features cuda"), "{stderr}");
+        sweep.edit("use = [\"cuda\"]", "cpu_slots = 2");
+    }
+    sweep.edit("cpu_slots = 2", "cpu_slot = 2");
     let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
     assert!(stderr.contains("cpu_slots"), "{stderr}");
     assert!(!sweep.run_dir().exists());
