@@ -63,7 +63,6 @@ def open_dictionary_learning(folder):
         Path(place, "config.json").write_text((folder / "config.json").read_text())
         sae, config = load_dictionary(place, "cpu")
     what = f"{type(sae).__name__} {sae.activation_dim} x {sae.dict_size} of trial {config['saesweep']['trial']}"
-    # Its decoder is normalised as it is opened, so latents come in other units; reconstructions do not.
     return sae.activation_dim, sae.encode, sae, what
 
 
@@ -79,7 +78,8 @@ def check(folder):
     tensors = load_file(forward)
     acts = encode(tensors["x"])
     worst = deviation(sae(tensors["x"]), tensors["x_hat"])
-    if opens is open_sae_lens:
+    # Of this class the decoder is normalised as it is opened: latents come in other units, reconstructions do not.
+    if type(sae).__name__ != "AutoEncoder":
         worst = max(worst, deviation(acts, tensors["acts"]))
     same_latents = torch.equal(acts != 0, tensors["acts"] != 0)
     print(f"{folder.name}: {what}, deviates by {worst:.1e}, "

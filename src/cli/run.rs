@@ -24,9 +24,11 @@ use crate::{
     hub::HubOptions,
     rundir::{Journal, RunDir, write_atomic},
     sched::{Core, FinishReason, Interrupts, Policy, SlotPlan, SlotRequest, find_slots, run as schedule},
+    slot::DeviceKind,
     spec::{self, Plan, PlannedTrial},
     table::{Outcome, RunData, best_trials},
-    trial::{TrialConfig, TrialId},
+    train,
+    trial::{Architecture, TrialConfig, TrialId},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
@@ -160,13 +162,18 @@ async fn coordinate(
 
 fn slots(plan: &Plan, n_trials: usize) -> Result<SlotPlan, CliError> {
     let devices = &plan.spec.devices;
-    Ok(find_slots(&SlotRequest {
+    let cpu_only = plan.trials.iter().map(|trial| &trial.config.sae.architecture);
+    let cpu_only =
+        cpu_only.filter(|own| !train::can_train(DeviceKind::Cuda, own)).map(Architecture::name).next();
+    let request = SlotRequest {
         kinds: &devices.r#use,
         cpu_slots: devices.cpu_slots,
         threads_per_trial: devices.threads_per_trial,
         cores: cores(),
         n_trials,
-    })?)
+        cpu_only,
+    };
+    Ok(find_slots(&request, &train::probe)?)
 }
 
 /// Says what this run will do.

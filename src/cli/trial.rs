@@ -9,11 +9,11 @@ use crate::{
     eval,
     event::TrialMessage,
     failpoint,
-    kernels::{Isa, Pool},
+    kernels::Pool,
     rundir::{RunDirError, TrialDir, read_job, read_result, write_atomic},
     sae::{self, Sae, SaveInfo},
     store::Store,
-    train::{self, Hooks, LogLine, TrainOutcome, Trained},
+    train::{self, Backend, Hooks, LogLine, TrainOutcome, Trained},
     trial::{RESULT_VERSION, TrialJob, TrialResult, TrialStatus, TrialTiming},
 };
 use std::{
@@ -79,11 +79,12 @@ fn run(
     job: &TrialJob,
     stop: &StopFlag,
 ) -> Result<Option<TrialResult>, CliError> {
+    let backend = Backend::open(&args.slot)?;
     let store = Store::open(&args.stores, &job.store_key)?;
     let _in_use = store.mark_used()?;
     let pool = Pool::new(args.threads);
     let start = start_weights(args, job)?;
-    match train(dir, job, &store, start, &pool, stop)? {
+    match train(dir, job, &store, start, &pool, &backend, stop)? {
         TrainOutcome::Stopped { .. } => Ok(None),
         TrainOutcome::Diverged { step, loss, from_step, train_secs } => {
             let diverged = Unmeasured {
@@ -141,6 +142,7 @@ fn train(
     store: &Store,
     start_weights: Option<Sae>,
     pool: &Pool,
+    backend: &Backend,
     stop: &StopFlag,
 ) -> Result<TrainOutcome, CliError> {
     let start = Instant::now();
@@ -187,7 +189,7 @@ fn train(
         should_stop: &|| stop.is_set(),
         now_secs: &|| start.elapsed().as_secs_f64(),
     };
-    Ok(train::train(dir.root(), job, store, start_weights, pool, hooks)?)
+    Ok(train::train(dir.root(), job, store, start_weights, pool, backend, hooks)?)
 }
 
 /// The SAE that the trial starts from, the very one that it was planned with.
@@ -263,7 +265,7 @@ fn timing(args: &TrialArgs, job: &TrialJob, train_secs: f64, steps: u64, eval_se
         tokens_per_sec: if train_secs > 0.0 { tokens / train_secs } else { 0.0 },
         slot: args.slot.to_string(),
         threads: args.threads,
-        isa: Isa::detect().name().to_owned(),
+        isa: Backend::name(args.slot.kind),
     }
 }
 

@@ -76,7 +76,8 @@ pub fn check_start(sae: &Sae, cfg: &SaeConfig, d_in: usize) -> Result<(), StartP
     if (theirs, sae.d_in, sae.cfg.d_sae) != (needed, d_in, cfg.d_sae) {
         let shape =
             |name: &str, d_in: usize, d_sae: usize| format!("{name}, {d_in} x {d_sae} (d_in x d_sae)");
-        let ours = if needed == ours { ours.to_owned() } else { format!("{ours}, once trained a {needed}") };
+        let ours =
+            if needed == ours { ours.to_owned() } else { format!("{ours}, which starts from a {needed}") };
         return Err(StartProblem::Shape {
             found: shape(theirs, sae.d_in, sae.cfg.d_sae),
             expected: shape(&ours, d_in, cfg.d_sae),

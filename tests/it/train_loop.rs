@@ -7,7 +7,7 @@ use saesweep::{
         EvalPart, FORMAT_VERSION, ModelIdentity, SourceIdentity, Store, StoreIdentity, StoreLabel,
         StoreWriter, WriterStart,
     },
-    train::{Hooks, TrainError, TrainOutcome, Trained, train},
+    train::{Backend, Hooks, TrainError, TrainOutcome, Trained, train},
     trial::{
         Architecture, NormalizeActivations, OnFailure, RunConfig, SequenceSeparator, StoreDtype, TrialId,
         TrialJob,
@@ -133,7 +133,7 @@ fn run(
         },
         now_secs: &|| 0.0,
     };
-    train(folder, job, store, None, &Pool::new(threads), hooks)
+    train(folder, job, store, None, &Pool::new(threads), &Backend::Kernels, hooks)
 }
 
 fn finish(folder: &Path, job: &TrialJob, store: &Store, threads: usize) -> (Trained, Vec<u8>) {

@@ -57,7 +57,7 @@ impl Trained {
         let mut trainer = Trainer::new(&config.sae, &config.train, d_in, params, Normalizer::Identity, &pool);
         trainer.topk_threshold = 0.9;
         // As training leaves it: decoder norms folded, a BatchTopK turned into a JumpReLU.
-        let mut sae = trainer.finish(&pool).sae;
+        let mut sae = trainer.finish(&pool).unwrap().sae;
         // Scaling by rows, which is not done here, is left to the SAE.
         sae.cfg.normalize_activations = config.sae.normalize_activations;
         let id = TrialId("0123456789ab".to_owned());

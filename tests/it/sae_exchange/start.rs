@@ -123,7 +123,7 @@ fn training_starts_with_the_function_that_was_loaded() {
                     let mut trainer =
                         Trainer::new(&config.sae, &config.train, d_in, params, normalizer, &pool);
                     trainer.topk_threshold = topk_threshold;
-                    let found = forward(&trainer.finish(&pool).sae, &x);
+                    let found = forward(&trainer.finish(&pool).unwrap().sae, &x);
                     let what =
                         format!("{loaded:?} {loaded_mode:?} {loaded_b_dec} to {trial:?} {mode:?} {b_dec}");
                     worst = worst.max(deviation(&found.1, &expected.1));
@@ -174,10 +174,14 @@ fn what_cannot_be_started_from_is_refused_with_both_sides() {
     it is standard, 24 x 60 (d_in x d_sae), the trial's SAE is standard, 25 x 60 (d_in x d_sae)
     it is standard, 24 x 60 (d_in x d_sae), the trial's SAE is topk, 24 x 60 (d_in x d_sae)
     it is jumprelu, 24 x 60 (d_in x d_sae), the trial's SAE is standard, 24 x 60 (d_in x d_sae)
+    it is jumprelu, 24 x 60 (d_in x d_sae), the trial's SAE is gated, 24 x 60 (d_in x d_sae)
+    it is standard, 24 x 60 (d_in x d_sae), the trial's SAE is batchtopk, which starts from a jumprelu, 24 x 60 (d_in x d_sae)
+    its latents have thresholds from 0.0008324862 to 0.29626498, the trial's batchtopk has one for all
+    it does not measure latents by their decoder rows, which have different norms, and the trial has rescale_acts_by_decoder_norm = true: other latents would be the k largest
     it has normalize_activations = "none", the trial "layer_norm"; what is done to each row on its own is no part of the weights
     it has normalize_activations = "layer_norm", the trial "none"; what is done to each row on its own is no part of the weights
     it has normalize_activations = "expected_average_only_in", the trial "none"; its weights are for scaled activations, and by how much is not in its folder
-    it has rescale_acts_by_decoder_norm = false and decoder rows of different norms, the trial true: other latents would be the k largest
+    it does not measure latents by their decoder rows, which have different norms, and the trial has rescale_acts_by_decoder_norm = true: other latents would be the k largest
     "#);
 }
 
@@ -222,4 +226,37 @@ fn a_sweep_starts_from_an_exported_sae() {
     assert_ne!(json(&sweep.trials()[&id].join("result.json"))["init_blake3"], started["init_blake3"]);
     sweep.expect(&["export", &id, "--to", "fine-tuned"], 0);
     assert_eq!(json(&sweep.path("fine-tuned").join(RUNNER_FILE))["from_pretrained_path"], "given");
+}
+
+#[test]
+fn thresholds_and_gates_are_started_from_too() {
+    for (own, axis) in [
+        ("architecture = \"batchtopk\"", "sae.k = [4.5]"),
+        ("architecture = \"matryoshka_batchtopk\"\nmatryoshka_widths = [16, 48]", "sae.k = [5]"),
+        ("architecture = \"jumprelu\"", "sae.l0_coefficient = [0.5]"),
+        ("architecture = \"gated\"", "sae.l1_coefficient = [0.5]"),
+    ] {
+        let sweep = TinySweep::new();
+        sweep.edit("d_sae = 48", &format!("d_sae = 48\n{own}"));
+        sweep.edit("sae.l1_coefficient = [0.5, 2.0, 8.0]", axis);
+        sweep.expect(&["run", "sweep.toml"], 0);
+        let (id, folder) = sweep.trials().into_iter().next().unwrap();
+        sweep.expect(&["export", &id, "--to", "given"], 0);
+        sweep.edit("lr = 1e-3", "lr = 1e-12");
+        let rate = if own.contains("batchtopk") { "\ntopk_threshold_lr = 1e-12" } else { "" };
+        sweep.edit("d_sae = 48", &format!("d_sae = 48\ninit_from = \"given\"{rate}"));
+        sweep.expect(&["run", "sweep.toml"], 0);
+        let trials = sweep.trials();
+        let started = trials.iter().find(|(other, _)| **other != id).unwrap().1;
+        let [found, expected] = [started, &folder].map(|folder| json(&folder.join("result.json")));
+        for metric in ["ce_loss_score", "explained_variance", "l0", "mse"] {
+            let [found, expected] =
+                [&found, &expected].map(|result| result["metrics"][metric].as_f64().unwrap());
+            assert!(
+                (found - expected).abs() <= 1e-4 * expected.abs(),
+                "{own}: {metric}: {found}, expected {expected}"
+            );
+        }
+        assert!(expected["metrics"]["l0"].as_f64().unwrap() > 0.5, "{own}: there is something to lose");
+    }
 }
