@@ -232,10 +232,9 @@ fn note_differences(candidate: &Candidate, store: &Store, console: &Console) {
     let name = candidate.folder.display();
     if let (Some(hook), SourceIdentity::Model(identity)) =
         (&candidate.origin.hook, &store.header().identity.source)
+        && *hook != identity.hook
     {
-        if *hook != identity.hook {
-            console.note(&format!("note: `{name}` was trained at {hook}, the store is of {}", identity.hook));
-        }
+        console.note(&format!("note: `{name}` was trained at {hook}, the store is of {}", identity.hook));
     }
     let mode = candidate.sae.cfg.normalize_activations;
     if matches!(mode, NormalizeActivations::ExpectedAverageOnlyIn | NormalizeActivations::CovarianceWhitening)
