@@ -143,7 +143,7 @@ mod tests {
     fn a_command_can_be_pasted_into_a_shell() {
         let args = ["run", "my sweep.toml", "--set", "train.lr=1e-4", "--results", "/data/runs"];
         let words = shell_words(args.iter().map(|&arg| arg.to_owned()));
-        assert_eq!(words, "run 'my sweep.toml' --set train.lr=1e-4 --results /data/runs");
+        assert_eq!(words, "run 'my sweep.toml' --set 'train.lr=1e-4' --results /data/runs");
     }
 
     #[test]
