@@ -183,6 +183,7 @@ impl Workspace {
             params,
             order: &self.order,
             panels: &self.panels,
+            screen: self.screen.loaded(),
             n_tokens: self.n_tokens,
             scale: None,
             limits: &self.limits,

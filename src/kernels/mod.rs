@@ -25,7 +25,14 @@ mod standard;
 mod topk;
 
 // The parts of a step.
+#[cfg(target_arch = "x86_64")]
+mod chains;
 mod gather;
+#[cfg(target_arch = "x86_64")]
+mod screen;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "unscreened.rs"]
+mod screen;
 mod select;
 
 mod decode;
@@ -43,6 +50,8 @@ mod rows;
 mod isa;
 mod memory;
 mod pool;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod screen_tests;
 mod simd;
 #[cfg(test)]
 mod testing;
