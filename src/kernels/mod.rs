@@ -25,15 +25,18 @@ mod standard;
 mod topk;
 
 // The parts of a step.
+mod gather;
+mod select;
+
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod chains;
-mod gather;
 #[cfg(target_arch = "x86_64")]
 mod screen;
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "unscreened.rs"]
 mod screen;
-mod select;
 
 mod decode;
 mod jumps;
@@ -50,9 +53,10 @@ mod rows;
 mod isa;
 mod memory;
 mod pool;
+mod simd;
+
 #[cfg(all(test, target_arch = "x86_64"))]
 mod screen_tests;
-mod simd;
 #[cfg(test)]
 mod testing;
 
