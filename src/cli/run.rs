@@ -24,9 +24,11 @@ use crate::{
     hub::HubOptions,
     rundir::{Journal, RunDir, write_atomic},
     sched::{Core, FinishReason, Interrupts, Policy, SlotPlan, SlotRequest, find_slots, run as schedule},
+    slot::DeviceKind,
     spec::{self, Plan, PlannedTrial},
     table::{Outcome, RunData, best_trials},
-    trial::{TrialConfig, TrialId},
+    train,
+    trial::{Architecture, TrialConfig, TrialId},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
@@ -44,7 +46,7 @@ pub(super) fn run(shared: &Shared, args: &RunArgs, console: &Console) -> Result<
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     let (data, finished) = runtime.block_on(coordinate(shared, args, console, sweep))?;
     print_best(&data, args.format, &RunDir::new(&data.folder))?;
-    Ok(exit(&data, finished, args, console))
+    Ok(exit(&data, finished, console))
 }
 
 async fn coordinate(
@@ -149,13 +151,18 @@ async fn coordinate(
 
 fn slots(plan: &Plan, n_trials: usize) -> Result<SlotPlan, CliError> {
     let devices = &plan.spec.devices;
-    Ok(find_slots(&SlotRequest {
+    let cpu_only = plan.trials.iter().map(|trial| &trial.config.sae.architecture);
+    let cpu_only =
+        cpu_only.filter(|own| !train::can_train(DeviceKind::Cuda, own)).map(Architecture::name).next();
+    let request = SlotRequest {
         kinds: &devices.r#use,
         cpu_slots: devices.cpu_slots,
         threads_per_trial: devices.threads_per_trial,
         cores: cores(),
         n_trials,
-    })?)
+        cpu_only,
+    };
+    Ok(find_slots(&request, &train::probe)?)
 }
 
 /// Says what this run will do.
@@ -258,7 +265,7 @@ fn counts(data: &RunData) -> Vec<(Outcome, usize)> {
     Outcome::ALL.into_iter().map(|outcome| (outcome, count(outcome))).collect()
 }
 
-fn exit(data: &RunData, finished: FinishReason, args: &RunArgs, console: &Console) -> Exit {
+fn exit(data: &RunData, finished: FinishReason, console: &Console) -> Exit {
     let remaining = data.trials.iter().filter(|trial| !trial.outcome.is_final()).count();
     let bad = data
         .trials
@@ -279,8 +286,8 @@ fn exit(data: &RunData, finished: FinishReason, args: &RunArgs, console: &Consol
         }
         FinishReason::Interrupted => {
             let trials = show::plural(remaining, "trial");
-            let sweep = args.sweep.sweep.display();
-            console.note(&format!("interrupted: {trials} to go; continue with `saesweep run {sweep}`"));
+            let same = show::shell_words(std::env::args().skip(1));
+            console.note(&format!("interrupted: {trials} to go; continue with `saesweep {same}`"));
             Exit::Interrupted
         }
     }

@@ -58,7 +58,7 @@ mod simd;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod screen_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use adam::{AdamStep, adam, clip_and_adam};
 pub use batch_topk::{BatchTopKStep, batch_topk_step};

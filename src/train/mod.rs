@@ -2,9 +2,11 @@
 //! the loop that ties them together.
 //!
 //! Start with [`train`]; [`Trainer`] is the same step for batches from anywhere. Nothing here reads a clock
-//! or watches for signals: both come in through [`Hooks`].
+//! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or, for standard SAEs, on a
+//! GPU: [`Backend`].
 
 mod checkpoint;
+mod device;
 mod firing;
 mod metrics;
 #[cfg(test)]
@@ -12,9 +14,11 @@ mod resume_tests;
 mod run;
 mod schedules;
 mod steps;
+mod tensor_step;
 mod trainer;
 
 pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
+pub use device::{Backend, Probe, build_command, can_train, probe};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
 pub use run::{Hooks, TrainError, TrainOutcome, train};
