@@ -18,14 +18,28 @@ impl TileLists {
     /// equal density need no more of it, and is given back once it is mostly idle, as it is when the dense
     /// first steps of a training are over.
     pub(super) fn clear(&mut self, expected: usize) {
-        self.start.clear();
-        self.start.push(0);
-        self.token.clear();
-        self.value.clear();
+        self.restart();
         let room = expected + expected / 8;
         if self.token.capacity() < expected || self.token.capacity() / 8 > room + TILE {
             self.token = Vec::with_capacity(room);
             self.value = Vec::with_capacity(room);
+        }
+    }
+
+    /// Empties the lists, whose new length only shows as they are filled; to be followed by [`Self::trim`].
+    pub(super) fn restart(&mut self) {
+        self.start.clear();
+        self.start.push(0);
+        self.token.clear();
+        self.value.clear();
+    }
+
+    /// Gives memory back that is mostly idle, as [`Self::clear`] does.
+    pub(super) fn trim(&mut self) {
+        let room = self.token.len() + self.token.len() / 8;
+        if self.token.capacity() / 8 > room + TILE {
+            self.token.shrink_to(room);
+            self.value.shrink_to(room);
         }
     }
 
