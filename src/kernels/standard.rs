@@ -126,6 +126,7 @@ impl Workspace {
         let subtract = apply_b_dec_to_input.then_some(params.b_dec.as_slice());
         pack_batch(pool, x, d_in, subtract, &mut self.panels);
         self.screen.load(pool, x, d_in, subtract);
+        self.rows.begin();
         self.n_tokens = n_tokens;
         n_tokens
     }
