@@ -183,6 +183,7 @@ impl Workspace {
             params,
             order: &self.order,
             panels: &self.panels,
+            screen: self.screen.loaded(),
             n_tokens: self.n_tokens,
             scale: None,
             limits: &self.limits,
@@ -210,7 +211,7 @@ fn split(
     kind: impl Fn(usize, f32) -> Kept,
 ) {
     let (mut kept, mut first) = (0, 0);
-    others.clear(0);
+    others.restart();
     for (place, latent) in latents.enumerate() {
         let last = lists.start[place + 1] as usize;
         for entry in first..last {
@@ -234,6 +235,7 @@ fn split(
     }
     lists.token.truncate(kept);
     lists.value.truncate(kept);
+    others.trim();
 }
 
 #[cfg(test)]

@@ -18,14 +18,28 @@ impl TileLists {
     /// equal density need no more of it, and is given back once it is mostly idle, as it is when the dense
     /// first steps of a training are over.
     pub(super) fn clear(&mut self, expected: usize) {
-        self.start.clear();
-        self.start.push(0);
-        self.token.clear();
-        self.value.clear();
+        self.restart();
         let room = expected + expected / 8;
         if self.token.capacity() < expected || self.token.capacity() / 8 > room + TILE {
             self.token = Vec::with_capacity(room);
             self.value = Vec::with_capacity(room);
+        }
+    }
+
+    /// Empties the lists, whose new length only shows as they are filled; to be followed by [`Self::trim`].
+    pub(super) fn restart(&mut self) {
+        self.start.clear();
+        self.start.push(0);
+        self.token.clear();
+        self.value.clear();
+    }
+
+    /// Gives memory back that is mostly idle, as [`Self::clear`] does.
+    pub(super) fn trim(&mut self) {
+        let room = self.token.len() + self.token.len() / 8;
+        if self.token.capacity() / 8 > room + TILE {
+            self.token.shrink_to(room);
+            self.value.shrink_to(room);
         }
     }
 
@@ -73,9 +87,20 @@ pub(super) struct Rows {
     pub(super) latent: Vec<u32>,
     pub(super) value: Vec<f32>,
     next: Vec<u32>,
+    /// The most entries since the batch began.
+    most: usize,
 }
 
 impl Rows {
+    /// Begins a batch. Memory that the one before hardly used is given back: now and not between the rounds of a
+    /// selection, the first of which is large in every step.
+    pub(super) fn begin(&mut self) {
+        if self.latent.len() / 8 > self.most + self.next.len() {
+            (self.latent, self.value) = (Vec::new(), Vec::new());
+        }
+        self.most = 0;
+    }
+
     /// Transposes the entries of the tiles for which `wanted` says so.
     pub(super) fn fill(
         &mut self,
@@ -98,7 +123,8 @@ impl Rows {
         }
         self.start.clear();
         self.start.extend_from_slice(&self.next);
-        if self.latent.len() < total || self.latent.len() / 8 > total + n_tokens {
+        self.most = self.most.max(total);
+        if self.latent.len() < total {
             let room = total + total / 8;
             self.latent = vec![0; room];
             self.value = vec![0.0; room];

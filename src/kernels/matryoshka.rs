@@ -27,6 +27,10 @@ pub(super) struct Levels {
     /// Reconstructions of the level before and of this one.
     sums: [Buffer; 2],
     losses: Vec<f64>,
+    /// Empty vectors that keep their memory from step to step.
+    aux: Vec<Aux>,
+    sets: Vec<(usize, &'static [bool])>,
+    pulls: Vec<Pull<'static>>,
 }
 
 /// An auxiliary loss: on which level's residual, and its weight.
@@ -70,7 +74,9 @@ pub fn matryoshka_step(
     // Which latents are dead where, and what they are to make up for.
     let n_sets = if aux_by_level { widths.len() } else { 1 };
     levels.dead.resize_with(n_sets, Vec::new);
-    let (mut aux, mut sets) = (Vec::new(), Vec::new());
+    let mut aux = std::mem::take(&mut levels.aux);
+    let mut sets: Vec<(usize, &[bool])> = recycled(std::mem::take(&mut levels.sets));
+    aux.clear();
     for (nth, flags) in levels.dead.iter_mut().enumerate() {
         let (level, latents) =
             if aux_by_level { (nth, level_of(widths, nth)) } else { (widths.len() - 1, 0..d_sae) };
@@ -86,6 +92,7 @@ pub fn matryoshka_step(
     }
     let choice = Choice::OfBatch { n: step.kept_of(n_tokens) };
     ws.gather_largest(pool, params, choice, step.rescale_acts_by_decoder_norm, &sets);
+    levels.sets = recycled(sets);
     let n_active = ws.lists.count();
     ws.count_fired();
     levels.lists.resize_with(widths.len(), || Lists::new(d_sae));
@@ -140,10 +147,12 @@ pub fn matryoshka_step(
         let (to, from) = levels.g.split_at_mut(nth + 1);
         to[nth].iter_mut().zip(&*from[0]).for_each(|(sum, g)| *sum += g);
     }
-    let pulls: Vec<Pull<'_>> = (levels.lists.iter().zip(&levels.g))
-        .chain(ws.aux.iter().map(|entries| &entries.lists).zip(&levels.aux_g).take(aux.len()))
-        .map(|(lists, g)| Pull { lists, g, decoded: true, loss: None })
-        .collect();
+    let mut pulls: Vec<Pull<'_>> = recycled(std::mem::take(&mut levels.pulls));
+    pulls.extend(
+        (levels.lists.iter().zip(&levels.g))
+            .chain(ws.aux.iter().map(|entries| &entries.lists).zip(&levels.aux_g).take(aux.len()))
+            .map(|(lists, g)| Pull { lists, g, decoded: true, loss: None }),
+    );
     let pass = WeightPass {
         isa: ws.isa,
         params,
@@ -154,7 +163,8 @@ pub fn matryoshka_step(
         pulls_on_bias: 1,
     };
     ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
-    drop(pulls);
+    levels.pulls = recycled(pulls);
+    levels.aux = aux;
 
     let mse = levels.losses.pop().expect("invariant: there is a level");
     let auxiliary = levels.losses.iter().sum::<f64>();
@@ -170,6 +180,12 @@ impl Workspace {
     }
 }
 
+/// The memory of a vector for other items of the same layout: a vector collected from its own iterator stays in place.
+fn recycled<A, B>(mut items: Vec<A>) -> Vec<B> {
+    items.clear();
+    items.into_iter().map(|_item| unreachable!("invariant: there are no items")).collect()
+}
+
 /// The latents that a level adds to the one before.
 fn level_of(widths: &[usize], nth: usize) -> std::ops::Range<usize> {
     let first = if nth == 0 { 0 } else { widths[nth - 1] };
@@ -182,7 +198,7 @@ fn take_level(pool: &Pool, from: &Lists, to: &mut Lists, order: &[u32], level: s
     pool.run(from.tiles.len(), &|index| {
         // SAFETY: one tile per task.
         let (tile, to) = (&from.tiles[index], unsafe { to.at(index) });
-        to.clear(0);
+        to.restart();
         for (place, &latent) in order[index * TILE..].iter().take(TILE).enumerate() {
             if level.contains(&(latent as usize)) {
                 let entries = tile.latent(place);
@@ -191,6 +207,7 @@ fn take_level(pool: &Pool, from: &Lists, to: &mut Lists, order: &[u32], level: s
             }
             to.start.push(to.token.len() as u32);
         }
+        to.trim();
     });
 }
 

@@ -28,6 +28,16 @@ mod topk;
 mod gather;
 mod select;
 
+#[cfg(target_arch = "x86_64")]
+mod bytes;
+#[cfg(target_arch = "x86_64")]
+mod chains;
+#[cfg(target_arch = "x86_64")]
+mod screen;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "unscreened.rs"]
+mod screen;
+
 mod decode;
 mod jumps;
 mod weights;
@@ -44,6 +54,9 @@ mod isa;
 mod memory;
 mod pool;
 mod simd;
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod screen_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 

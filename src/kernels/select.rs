@@ -160,7 +160,7 @@ pub(super) fn copy_chosen(
     latents: &[u32],
     scale: Option<&[f32]>,
 ) {
-    to.clear(0);
+    to.restart();
     for (place, &latent) in latents.iter().enumerate() {
         if allowed[latent as usize] {
             let factor = scale.map_or(1.0, |scale| scale[latent as usize]);
@@ -174,6 +174,7 @@ pub(super) fn copy_chosen(
         }
         to.start.push(to.token.len() as u32);
     }
+    to.trim();
 }
 
 /// Keeps the entries of one tile for whose token, value, latent and value to compare `keep` says so.

@@ -24,7 +24,7 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the caller's level is available on this machine, see above.
-            Self::Avx512 => unsafe { run_avx512(kernel) },
+            Self::Avx512 | Self::Avx512Vnni => unsafe { run_avx512(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Self::Avx2 => unsafe { run_avx2(kernel) },
@@ -208,6 +208,9 @@ unsafe fn compress_by_bits(
 }
 
 #[cfg(target_arch = "x86_64")]
+pub(super) use x86::Avx512Lanes;
+
+#[cfg(target_arch = "x86_64")]
 mod x86 {
     //! The two x86 levels. What every block relies on is the contract of [`Simd`]: instructions enabled,
     //! pointers valid.
@@ -217,7 +220,7 @@ mod x86 {
     use super::{LANES, Simd, compress_by_bits};
 
     #[derive(Clone, Copy)]
-    pub(super) struct Avx512Lanes;
+    pub(in super::super) struct Avx512Lanes;
 
     #[inline(always)]
     fn first_lanes(count: usize) -> u16 {

@@ -61,7 +61,7 @@ pub fn abs_topk_step(
 }
 
 /// Which pre-activations are kept.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Choice {
     /// The k largest of every token; without magnitude, as far as they are positive.
     OfToken { k: usize, by_magnitude: bool },
@@ -206,6 +206,7 @@ impl Workspace {
                 params,
                 order: &self.order,
                 panels: &self.panels,
+                screen: self.screen.loaded(),
                 n_tokens,
                 scale,
                 limits,

@@ -12,6 +12,7 @@ use super::memory::{Buffer, Spares};
 use super::params::Shape;
 use super::pool::Pool;
 use super::product::PANEL;
+use super::screen::Screen;
 use super::select::{AuxEntries, Selection};
 use super::weights::WeightSpace;
 
@@ -46,6 +47,8 @@ pub struct Workspace {
     pub(super) x_in: Buffer,
     /// What the encoder reads, in panels.
     pub(super) panels: Buffer,
+    /// The same as bytes, where the encoder screens with them.
+    pub(super) screen: Screen,
     /// What a value must reach to be kept, per token.
     pub(super) limits: Buffer,
     /// The latents in the order in which tiles take them.
@@ -103,6 +106,7 @@ impl Workspace {
             g: Buffer::zeros(batch * d_in),
             x_in: Buffer::default(),
             panels: Buffer::zeros(batch.next_multiple_of(PANEL) * d_in),
+            screen: Screen::new(isa, d_sae),
             limits: Buffer::zeros(batch.next_multiple_of(PANEL)),
             order: (0..d_sae as u32).collect(),
             lists: Lists::new(d_sae),

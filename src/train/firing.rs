@@ -37,9 +37,11 @@ impl Firing {
         self.tokens_in_window += batch as u64;
     }
 
-    /// Whether each latent is dead: silent for more than `window` steps.
-    pub fn dead(&self, window: u64) -> Vec<bool> {
-        self.steps_since_fired.iter().map(|&since| since > window).collect()
+    /// Writes to `flags` (F) whether each latent is dead: silent for more than `window` steps.
+    pub fn dead<'a>(&self, window: u64, flags: &'a mut Vec<bool>) -> &'a [bool] {
+        flags.clear();
+        flags.extend(self.steps_since_fired.iter().map(|&since| since > window));
+        flags
     }
 
     /// Number of dead latents.
@@ -74,10 +76,11 @@ mod tests {
         for _ in 0..3 {
             firing.count(&[1, 0], 8);
         }
-        assert_eq!(firing.dead(3), [false, false]);
+        let mut flags = Vec::new();
+        assert_eq!(firing.dead(3, &mut flags), [false, false]);
         firing.count(&[0, 0], 8);
         assert_eq!(firing.steps_since_fired, [1, 4]);
-        assert_eq!(firing.dead(3), [false, true]);
+        assert_eq!(firing.dead(3, &mut flags), [false, true]);
         assert_eq!(firing.n_dead(3), 1);
         firing.count(&[0, 5], 8);
         assert_eq!(firing.n_dead(3), 0);

@@ -18,7 +18,7 @@ impl Trainer {
     pub(super) fn gradients(&mut self, pool: &Pool) -> StepLosses {
         let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
         let window = self.train.dead_feature_window;
-        let Self { ws, params, scaled: x, grads, firing, steps, .. } = self;
+        let Self { ws, params, scaled: x, grads, firing, dead, steps, .. } = self;
         match self.sae.architecture {
             Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } => {
                 let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, *steps);
@@ -33,12 +33,12 @@ impl Trainer {
             Architecture::TopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
                 let step =
                     TopKStep { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, apply_b_dec_to_input };
-                topk_step(pool, ws, params, &step, &firing.dead(window), x, grads)
+                topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
             }
             Architecture::AbsTopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
                 let step =
                     TopKStep { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, apply_b_dec_to_input };
-                abs_topk_step(pool, ws, params, &step, &firing.dead(window), x, grads)
+                abs_topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
             }
             Architecture::BatchTopK {
                 k,
@@ -52,7 +52,7 @@ impl Trainer {
                     rescale_acts_by_decoder_norm,
                     apply_b_dec_to_input,
                 };
-                let losses = batch_topk_step(pool, ws, params, &step, &firing.dead(window), x, grads);
+                let losses = batch_topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads);
                 if let Some(least) = ws.smallest_kept() {
                     self.topk_threshold = (1.0 - rate) * self.topk_threshold + rate * f64::from(least);
                 }
@@ -72,8 +72,8 @@ impl Trainer {
                     rescale_acts_by_decoder_norm,
                     apply_b_dec_to_input,
                 };
-                let dead = firing.dead(window);
-                let losses = matryoshka_step(pool, ws, params, &step, widths, by_level, &dead, x, grads);
+                let dead = firing.dead(window, dead);
+                let losses = matryoshka_step(pool, ws, params, &step, widths, by_level, dead, x, grads);
                 if let Some(least) = ws.smallest_kept() {
                     self.topk_threshold = (1.0 - rate) * self.topk_threshold + rate * f64::from(least);
                 }
@@ -104,7 +104,7 @@ impl Trainer {
                     ste_to_input,
                     apply_b_dec_to_input,
                 };
-                jumprelu_step(pool, ws, params, &step, &firing.dead(window), x, grads)
+                jumprelu_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
             }
         }
     }

@@ -49,6 +49,8 @@ pub struct Trainer {
     pub topk_threshold: f64,
     pub(super) grads: Params,
     pub(super) ws: Workspace,
+    /// Flags of the dead latents, (F), where the last step needed them.
+    pub(super) dead: Vec<bool>,
     pub(super) scaled: Vec<f32>,
     scales: RowScales,
     target: Vec<f32>,
@@ -122,6 +124,7 @@ impl Trainer {
             losses: StepLosses::default(),
             topk_threshold: 0.0,
             ws: Workspace::new(shape, pool),
+            dead: Vec::new(),
             scaled: vec![0.0; batch],
             scales: RowScales::default(),
             target,

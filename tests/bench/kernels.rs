@@ -4,6 +4,10 @@
 //! crate, and the memory bandwidth of a pass that reads and writes three arrays. The floor of a step is one
 //! dense encoder product at that rate plus one pass over the optimiser's state (parameters and two moments,
 //! read and written: 24 bytes a parameter). After the benchmarks comes a table of step times over floors.
+//! Where the encoder screens with bytes, a step may stay below its floor: fewer products are computed in full. Cases
+//! marked "not screened" are the same steps without. The column "memory" is the process' peak over 16 bytes a
+//! parameter (parameters, gradients and two moments), which no trainer with Adam can do without.
+//!
 //! A word after `--` filters, as always with divan: `cargo bench --bench kernels -- standard`.
 //!
 //! Numbers are drawn so that about L0 latents per token are active: inputs and weights are roughly normal,
@@ -12,6 +16,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark's table is its output")]
 
 mod limits;
+mod memory;
 
 use limits::{bandwidth, product_rate};
 use std::collections::BTreeMap;
@@ -26,8 +31,9 @@ use saesweep::kernels::{
     jumprelu_step, matryoshka_step, standard_step, topk_step,
 };
 
-/// Seconds of the fastest run of each case.
-static FASTEST: Mutex<BTreeMap<Case, f64>> = Mutex::new(BTreeMap::new());
+/// Seconds of the fastest run of each case, and the process' peak memory over that of parameters, gradients and
+/// moments (16 bytes a parameter), where the system tells.
+static FASTEST: Mutex<BTreeMap<Case, (f64, Option<f64>)>> = Mutex::new(BTreeMap::new());
 
 /// Counts allocations: a step in the steady state makes none.
 #[global_allocator]
@@ -59,6 +65,8 @@ struct Case {
     batch: usize,
     l0: usize,
     threads: usize,
+    /// Whether the encoder may screen with bytes, where the machine multiplies them fast.
+    screened: bool,
 }
 
 impl Case {
@@ -80,18 +88,24 @@ impl fmt::Display for Case {
         }
         let Self { d_in, d_sae, batch, l0, threads, .. } = self;
         write!(f, ", ({d_in}, {d_sae}, {batch}), L0 {l0}, {threads} thread")?;
-        if *threads > 1 { write!(f, "s") } else { Ok(()) }
+        if *threads > 1 {
+            write!(f, "s")?;
+        }
+        if self.screened { Ok(()) } else { write!(f, ", not screened") }
     }
 }
 
 const SHAPES: [(usize, usize, usize); 3] = [(576, 4608, 1024), (1024, 16384, 1024), (1536, 24576, 2048)];
+
+const MIDDLE: Case =
+    Case { kind: Kind::Standard, d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads: 1, screened: true };
 
 fn cases(kind: Kind, l0s: &[usize]) -> Vec<Case> {
     let mut cases = Vec::new();
     for (d_in, d_sae, batch) in SHAPES {
         for &l0 in l0s {
             for threads in [1, 2] {
-                cases.push(Case { kind, d_in, d_sae, batch, l0, threads });
+                cases.push(Case { kind, d_in, d_sae, batch, l0, threads, screened: true });
             }
         }
     }
@@ -101,28 +115,23 @@ fn cases(kind: Kind, l0s: &[usize]) -> Vec<Case> {
 fn standard_cases() -> Vec<Case> {
     let mut cases = cases(Kind::Standard, &[10, 60, 500]);
     // As training begins: half of all latents are active.
-    for threads in [1, 2] {
-        cases.push(Case { kind: Kind::Standard, d_in: 1024, d_sae: 16384, batch: 1024, l0: 8192, threads });
-    }
+    cases.extend([1, 2].map(|threads| Case { l0: 8192, threads, ..MIDDLE }));
+    cases.extend([10, 60, 500, 8192].map(|l0| Case { l0, screened: false, ..MIDDLE }));
     cases
 }
 
 fn topk_cases() -> Vec<Case> {
     let mut cases = cases(Kind::TopK(0), &[60]);
-    cases.extend(cases_with_dead_latents());
+    cases.extend([1, 2].map(|threads| Case { kind: Kind::TopK(20), threads, ..MIDDLE }));
+    cases.push(Case { kind: Kind::TopK(0), screened: false, ..MIDDLE });
     cases
-}
-
-fn cases_with_dead_latents() -> Vec<Case> {
-    [1, 2]
-        .map(|threads| Case { kind: Kind::TopK(20), d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads })
-        .to_vec()
 }
 
 fn other_cases() -> Vec<Case> {
     [Kind::BatchTopK, Kind::Matryoshka(4), Kind::AbsTopK, Kind::JumpRelu, Kind::Gated]
-        .map(|kind| Case { kind, d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads: 1 })
-        .to_vec()
+        .into_iter()
+        .flat_map(|kind| [true, false].map(|screened| Case { kind, screened, ..MIDDLE }))
+        .collect()
 }
 
 /// A whole step of the standard SAE: losses, gradients, clip and Adam.
@@ -144,6 +153,7 @@ fn others(bencher: Bencher<'_, '_>, case: &Case) {
 }
 
 fn bench_step(bencher: Bencher<'_, '_>, case: &Case) {
+    memory::forget_peak();
     let mut problem = Problem::new(case);
     // The first steps grow the workspace.
     problem.step();
@@ -152,9 +162,14 @@ fn bench_step(bencher: Bencher<'_, '_>, case: &Case) {
         problem.step();
         let secs = start.elapsed().as_secs_f64();
         let mut fastest = FASTEST.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = fastest.entry(*case).or_insert(secs);
-        *entry = entry.min(secs);
+        let entry = fastest.entry(*case).or_insert((secs, None));
+        entry.0 = entry.0.min(secs);
     });
+    let bytes_of_parameters: usize = problem.params.arrays().iter().map(|array| 4 * array.len()).sum();
+    let share = memory::peak().map(|peak| peak / (4 * bytes_of_parameters) as f64);
+    if let Some(entry) = FASTEST.lock().unwrap_or_else(PoisonError::into_inner).get_mut(case) {
+        entry.1 = share;
+    }
 }
 
 /// Adam alone, every row with a gradient.
@@ -174,7 +189,7 @@ fn adam_alone(bencher: Bencher<'_, '_>, threads: usize) {
 /// Inference: encoding and decoding one batch.
 #[divan::bench(args = [1, 2], sample_count = 5, sample_size = 1)]
 fn encode_and_decode(bencher: Bencher<'_, '_>, threads: usize) {
-    let case = Case { kind: Kind::Standard, d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads };
+    let case = Case { threads, ..MIDDLE };
     let Problem { pool, mut ws, params, x, .. } = Problem::new(&case);
     let mut out = vec![0.0; x.len()];
     bencher.bench_local(|| {
@@ -199,7 +214,7 @@ struct Problem {
 
 impl Problem {
     fn new(case: &Case) -> Self {
-        let Case { kind, d_in, d_sae, batch, l0, threads } = *case;
+        let Case { kind, d_in, d_sae, batch, l0, threads, screened } = *case;
         let pool = Pool::new(threads);
         let mut numbers = Numbers(7);
         let x: Vec<f32> = (0..batch * d_in).map(|_| numbers.normal()).collect();
@@ -217,11 +232,12 @@ impl Problem {
             Kind::Gated => (params.r_mag, params.b_mag) = (vec![0.0; d_sae], vec![0.0; d_sae]),
             _ => {}
         }
+        let best = Isa::detect();
         let share_dead = if let Kind::TopK(percent) = kind { percent } else { 0 };
         Self {
             kind,
             l0,
-            ws: Workspace::new(case.shape(), &pool),
+            ws: Workspace::with_isa(case.shape(), &pool, if screened { best } else { best.min(Isa::Avx512) }),
             pool,
             grads: params.zeros_like(),
             m: params.zeros_like(),
@@ -350,10 +366,11 @@ fn print_ratios() {
             bytes / 1e9
         );
     }
-    println!("\n  step ms  floor ms  ratio  case");
-    for (case, secs) in &*fastest {
+    println!("\n  step ms  floor ms  ratio  memory  case");
+    for (case, (secs, memory)) in &*fastest {
         let (rate, bytes) = limits[case.threads - 1];
         let floor = limits::floor(case.shape(), rate, bytes);
-        println!("{:9.1} {:9.1} {:6.2}  {case}", secs * 1e3, floor * 1e3, secs / floor);
+        let memory = memory.map_or_else(|| "-".to_owned(), |share| format!("{share:.2}"));
+        println!("{:9.1} {:9.1} {:6.2} {memory:>7}  {case}", secs * 1e3, floor * 1e3, secs / floor);
     }
 }

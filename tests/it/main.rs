@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets something unexpected should stop there")]
 #![expect(clippy::print_stdout, reason = "with --nocapture, tests show how far from the truth they are")]
 
+mod allocations;
 mod commands;
 mod data;
 mod eval_golden;

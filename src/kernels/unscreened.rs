@@ -1,0 +1,25 @@
+//! What stands in for [`screen`](super::screen) on machines whose products of bytes it does not know: nothing is
+//! screened.
+
+use super::gather::GatherTile;
+use super::isa::Isa;
+use super::pool::Pool;
+
+/// Never loaded.
+pub(super) struct Screen;
+
+impl Screen {
+    pub(super) fn new(_isa: Isa, _d_sae: usize) -> Self {
+        Self
+    }
+
+    pub(super) fn load(&mut self, _pool: &Pool, _x: &[f32], _d_in: usize, _subtract: Option<&[f32]>) {}
+
+    pub(super) fn loaded(&self) -> Option<&Self> {
+        None
+    }
+
+    pub(super) fn gather(&self, _tile: &mut GatherTile<'_>) -> bool {
+        false
+    }
+}
