@@ -4,6 +4,10 @@
 //! defaults live in `spec/defaults.toml` alone, and `spec` is the only place that builds one from user
 //! input. Start with [`TrialConfig`]; [`TrialJob`] is what a trial process reads from its `config.toml`.
 
+mod options;
+
+pub use options::{BDecInit, TrainOptions};
+
 use serde::{Deserialize, Serialize};
 
 /// Everything that can change the result of one trial. Its canonical form is what a [`TrialId`] hashes.
@@ -328,6 +332,9 @@ pub struct TrainConfig {
     pub dead_feature_window: u64,
     /// Steps over which firing frequencies are counted.
     pub feature_sampling_window: u64,
+    /// What SAELens does not have.
+    #[serde(flatten)]
+    pub options: TrainOptions,
 }
 
 impl TrainConfig {

@@ -58,11 +58,13 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
         !fixed.broken.contains(name) && !variation.broken.contains(name) && !expander.considered.is_empty()
     };
     for key in trial_keys() {
+        let one_of = |names: &[&str]| format!("= {}", listed(names).replace(", ", " or "));
         let (decider, users) = match key.used {
             Used::Always => continue,
-            Used::Architectures(names) => ("sae.architecture", names),
-            Used::Modes(names) => (MODE, names),
-            Used::Schedulers(names) => ("train.lr_scheduler_name", names),
+            Used::Architectures(names) => ("sae.architecture", one_of(names)),
+            Used::Modes(names) => (MODE, one_of(names)),
+            Used::Schedulers(names) => ("train.lr_scheduler_name", one_of(names)),
+            Used::With(other) => (other, "above 0".to_owned()),
         };
         if !decider_is_known(decider) {
             continue;
@@ -88,7 +90,7 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
             key: key.name.to_owned(),
             fault: Fault::NoEffect,
             found: format!("no trial uses it: {decider} is {} in all of them", words.join(" or ")),
-            expected: format!("a trial with {decider} = {}", listed(users).replace(", ", " or ")),
+            expected: format!("a trial with {decider} {users}"),
             hint: None,
         });
     }
@@ -134,6 +136,7 @@ fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<S
             let decider = match find(foreign).map(|key| key.used) {
                 Some(Used::Schedulers(_)) => "train.lr_scheduler_name",
                 Some(Used::Modes(_)) if view.uses(MODE) => MODE,
+                Some(Used::With(other)) if view.uses(other) => other,
                 _ => "sae.architecture",
             };
             let word = b.settings.get(decider).map(Setting::to_toml).unwrap_or_default();

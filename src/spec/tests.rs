@@ -1,5 +1,6 @@
 //! Tests of the whole way from text to plan.
 
+mod options;
 mod properties;
 
 use super::{
@@ -97,6 +98,9 @@ fn table_defaults_and_structs_name_the_same_settings() {
         let plan = with_overrides("", &of_architecture(architecture)).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
+    // Some are there only where another one is on.
+    let on = ["sae.architecture=topk", "train.resample_every_steps=9", "train.k_anneal_steps=9"];
+    in_structs.extend(flat(&with_overrides("", &on).unwrap().trials[0].config).into_keys());
     let in_table: BTreeSet<String> = trial_keys().map(|key| key.name.to_owned()).collect();
     assert_eq!(in_structs, in_table);
 }
@@ -436,19 +440,31 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                             "train.lr_warm_up_steps"
                             | "train.lr_decay_steps"
                             | "sae.l1_warm_up_steps"
-                            | "sae.l0_warm_up_steps" => "9",
+                            | "sae.l0_warm_up_steps"
+                            | "train.resample_every_steps"
+                            | "train.k_anneal_steps" => "9",
+                            "train.k_start" => "200",
                             "devices.cpu_slots" | "devices.threads_per_trial" => "3",
                             _ => "5000",
                         },
                     )
                 }
+                ("train.max_norm_multiple", _) => "1.5".to_owned(),
                 (_, super::keys::Kind::Float(_)) => "0.123".to_owned(),
                 (_, super::keys::Kind::Text { .. } | super::keys::Kind::Folder) => "changed".to_owned(),
                 (_, super::keys::Kind::Word(words)) => (*words.last().unwrap()).to_owned(),
                 (_, super::keys::Kind::Sizes { .. }) => unreachable!("its only setting is above"),
                 (_, super::keys::Kind::Words(words)) => format!("[\"{}\"]", words[0]),
             };
-            let is_foreign = match key.used {
+            let mut overrides = vec![format!("{}={value}", key.name)];
+            let decider = match key.used {
+                super::keys::Used::With(other) => {
+                    overrides.push(format!("{other}=10"));
+                    super::keys::find(other).unwrap().used
+                }
+                used => used,
+            };
+            let is_foreign = match decider {
                 super::keys::Used::Architectures(names) => !names.contains(&architecture),
                 super::keys::Used::Modes(names) => architecture != "jumprelu" || !names.contains(&"tanh"),
                 _ => false,
@@ -456,7 +472,7 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
             if is_foreign {
                 continue;
             }
-            let changed = base(architecture, &[format!("{}={value}", key.name)]);
+            let changed = base(architecture, &overrides);
             if key.scope == Scope::Sweep {
                 assert_eq!(changed, unchanged, "{} is no part of an id", key.name);
             } else {
