@@ -16,6 +16,8 @@ pub struct BatchTopKStep {
     pub k: f64,
     /// Weight of the auxiliary loss on dead latents.
     pub aux_loss_coefficient: f64,
+    /// As in [`TopKStep`].
+    pub normalize_aux_loss: bool,
     /// Whether the largest are chosen by `pre * |W_dec,i|`.
     pub rescale_acts_by_decoder_norm: bool,
     /// Whether `b_dec` is subtracted from the input before the encoder.
@@ -32,6 +34,7 @@ impl BatchTopKStep {
         TopKStep {
             k,
             aux_loss_coefficient: self.aux_loss_coefficient,
+            normalize_aux_loss: self.normalize_aux_loss,
             rescale_acts_by_decoder_norm: self.rescale_acts_by_decoder_norm,
             apply_b_dec_to_input: self.apply_b_dec_to_input,
         }
@@ -235,6 +238,7 @@ mod tests {
         BatchTopKStep {
             k: 0.0,
             aux_loss_coefficient: 0.5,
+            normalize_aux_loss: apply_b_dec_to_input,
             rescale_acts_by_decoder_norm,
             apply_b_dec_to_input,
         }

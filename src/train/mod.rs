@@ -4,19 +4,26 @@
 //! Start with [`train`]; [`Trainer`] is the same step for batches from anywhere. Nothing here reads a clock
 //! or watches for signals: both come in through [`Hooks`].
 
+mod centre;
 mod checkpoint;
+mod filter;
 mod firing;
 mod metrics;
+#[cfg(test)]
+mod options_tests;
+mod prepare;
+mod resample;
 #[cfg(test)]
 mod resume_tests;
 mod run;
 mod schedules;
 mod steps;
+mod threshold;
 mod trainer;
 
 pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
 pub use run::{Hooks, TrainError, TrainOutcome, train};
-pub use schedules::{learning_rate, sparsity_coefficient};
+pub use schedules::{annealed_k, learning_rate, sparsity_coefficient};
 pub use trainer::{StepReport, Trained, Trainer};

@@ -3,6 +3,7 @@
 use super::{
     checkpoint::{self, CHECKPOINT_FOLDER},
     metrics::{LogLine, METRICS_FILE, MetricsFile},
+    prepare::prepare,
     trainer::{Trained, Trainer},
 };
 use crate::{
@@ -194,6 +195,7 @@ pub(super) fn run(
     let params = sae::init(sae, d_in, train.seed);
     let mut trainer = Trainer::new(sae, train, d_in, params, normalizer, pool);
     let mut metrics = resume(folder, job, &mut trainer)?;
+    prepare(&mut trainer, read_batch, pool)?;
     let (from_step, total_steps) = (trainer.steps, train.steps());
     (hooks.on_start)(from_step);
 

@@ -4,6 +4,7 @@
 //! batches of another implementation. Both go through the same code.
 
 use super::{
+    filter::NormFilter,
     firing::Firing,
     metrics::{ExplainedVariance, LogLine},
     schedules::learning_rate,
@@ -25,7 +26,7 @@ pub struct Trainer {
     pub(super) sae: SaeConfig,
     pub(super) train: TrainConfig,
     d_in: usize,
-    normalizer: Normalizer,
+    pub(super) normalizer: Normalizer,
     /// Weights in the scaled space.
     pub params: Params,
     /// Adam's first moments.
@@ -40,6 +41,10 @@ pub struct Trainer {
     pub losses: StepLosses,
     /// Where a BatchTopK's threshold has come to: a moving average of the least value kept, from 0.
     pub topk_threshold: f64,
+    /// Steps that have moved it.
+    pub topk_threshold_updates: u64,
+    /// Which rows are trained on, where not all are.
+    pub(super) filter: Option<NormFilter>,
     pub(super) grads: Params,
     pub(super) ws: Workspace,
     pub(super) scaled: Vec<f32>,
@@ -99,6 +104,10 @@ impl Trainer {
         let shape = Shape { d_in, d_sae: sae.d_sae, batch: train.batch_size };
         let batch = train.batch_size * d_in;
         let target = if normalizer.is_per_row() { vec![0.0; batch] } else { Vec::new() };
+        let mut params = params;
+        if train.options.normalize_sae_decoder {
+            kernels::set_unit_rows(pool, &mut params);
+        }
         Self {
             sae: sae.clone(),
             train: train.clone(),
@@ -112,6 +121,8 @@ impl Trainer {
             steps: 0,
             losses: StepLosses::default(),
             topk_threshold: 0.0,
+            topk_threshold_updates: 0,
+            filter: None,
             ws: Workspace::new(shape, pool),
             scaled: vec![0.0; batch],
             scales: RowScales::default(),
@@ -123,8 +134,20 @@ impl Trainer {
     /// One step on the batch `x` (B, D) of activations as the model made them. When the report is not
     /// finite the run is over, and the weights stay those from before the step.
     pub fn step(&mut self, pool: &Pool, x: &[f32]) -> StepReport {
-        assert_eq!(x.len(), self.scaled.len(), "a batch has train.batch_size rows");
+        assert_eq!(x.len(), self.train.batch_size * self.d_in, "a batch has train.batch_size rows");
         self.firing.begin_step(self.steps, self.train.feature_sampling_window);
+        let x = self.filter.as_mut().map_or(x, |filter| filter.keep(x, self.d_in));
+        if x.is_empty() {
+            // All were left out: nothing to learn, and nothing that did not fire.
+            self.scaled.clear();
+            self.steps += 1;
+            return StepReport { losses: self.losses, grad_norm: 0.0 };
+        }
+        let n_rows = x.len() / self.d_in;
+        self.scaled.resize(x.len(), 0.0);
+        if self.normalizer.is_per_row() {
+            self.target.resize(x.len(), 0.0);
+        }
         self.normalizer.apply(pool, x, self.d_in, &mut self.scaled, &mut self.scales);
         if self.normalizer.targets(&self.scaled, &self.scales, self.d_in, &mut self.target, &mut self.weight)
         {
@@ -132,11 +155,17 @@ impl Trainer {
         }
         let losses = self.gradients(pool);
         self.losses = losses;
-        let report = StepReport { losses, grad_norm: self.ws.grad_norm() };
+        let keeps_norms = self.train.options.normalize_sae_decoder;
+        let grad_norm = if keeps_norms {
+            kernels::remove_parallel(pool, &self.params, &mut self.grads)
+        } else {
+            self.ws.grad_norm()
+        };
+        let report = StepReport { losses, grad_norm };
         if !report.is_finite() {
             return report;
         }
-        self.firing.count(self.ws.fired(), self.train.batch_size);
+        self.firing.count(self.ws.fired(), n_rows);
         let adam = AdamStep {
             lr: learning_rate(&self.train, self.steps),
             beta1: self.train.adam_beta1,
@@ -147,8 +176,18 @@ impl Trainer {
         };
         let Self { params, grads, m, v, .. } = self;
         kernels::adam(pool, params, grads, m, v, &adam, report.grad_norm);
+        if keeps_norms {
+            kernels::set_unit_rows(pool, params);
+        }
         self.steps += 1;
+        self.resample_if_due();
         report
+    }
+
+    /// What the last step's reconstruction was compared with (B, D), and the weight of each row's error, where they
+    /// have weights.
+    pub(super) fn last_aim(&self) -> (&[f32], &[f32]) {
+        if self.normalizer.is_per_row() { (&self.target, &self.weight) } else { (&self.scaled, &[]) }
     }
 
     /// Gradients of the last step, before they were clipped.
@@ -158,6 +197,7 @@ impl Trainer {
 
     /// The line of `metrics.jsonl` for the step just done on batch `x`.
     pub fn log_line(&self, x: &[f32]) -> LogLine {
+        let x = self.filter.as_ref().map_or(x, NormFilter::kept);
         let explained = if self.normalizer.is_per_row() {
             // These modes are undone on the reconstruction: compare with the rows as they came.
             let mut x_hat = self.ws.reconstruction().to_vec();
@@ -184,9 +224,9 @@ impl Trainer {
 
     /// Ends the run: folds what can be folded, so that the SAE takes activations as the model makes them.
     pub fn finish(self, pool: &Pool) -> Trained {
+        let mut topk_threshold = self.threshold_now();
         let mut cfg = self.sae;
         let mut params = self.params;
-        let mut topk_threshold = self.topk_threshold;
         if let Normalizer::Whiten { whitening, .. } = &self.normalizer {
             if let Some(rescale @ true) = cfg.architecture.rescale_acts_by_decoder_norm() {
                 // Undoing the whitening changes the decoder's norms, and with them the choice of the k

@@ -30,6 +30,22 @@ pub struct TrainOptions {
     pub topk_threshold_bias_correction: bool,
 }
 
+impl TrainOptions {
+    /// The setting of the first option that is on.
+    pub fn first_on(&self) -> Option<&'static str> {
+        let on = [
+            ("train.resample_every_steps", self.resample_every_steps > 0),
+            ("train.normalize_sae_decoder", self.normalize_sae_decoder),
+            ("train.b_dec_init_method", self.b_dec_init_method != BDecInit::Zeros),
+            ("train.normalize_aux_loss", self.normalize_aux_loss),
+            ("train.k_anneal_steps", self.k_anneal_steps > 0),
+            ("train.max_norm_multiple", self.max_norm_multiple > 0.0),
+            ("train.topk_threshold_bias_correction", self.topk_threshold_bias_correction),
+        ];
+        on.into_iter().find_map(|(name, is_on)| is_on.then_some(name))
+    }
+}
+
 /// `train.b_dec_init_method`, with the names of SAELens 5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
