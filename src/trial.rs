@@ -476,6 +476,6 @@ pub struct TrialTiming {
     pub slot: String,
     /// Threads it was given.
     pub threads: usize,
-    /// Which instruction set the kernels chose, for example `avx512`.
+    /// What trained: the instruction set of the CPU kernels, for example `avx512`, or `cuda (candle)`.
     pub isa: String,
 }

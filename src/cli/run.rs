@@ -26,6 +26,7 @@ use crate::{
     sched::{Core, FinishReason, Interrupts, Policy, SlotPlan, SlotRequest, find_slots, run as schedule},
     spec::{self, Plan, PlannedTrial},
     table::{Outcome, RunData, best_trials},
+    train,
     trial::{TrialConfig, TrialId},
 };
 use serde_json::json;
@@ -149,13 +150,17 @@ async fn coordinate(
 
 fn slots(plan: &Plan, n_trials: usize) -> Result<SlotPlan, CliError> {
     let devices = &plan.spec.devices;
-    Ok(find_slots(&SlotRequest {
+    let mut configs = plan.trials.iter().map(|trial| &trial.config);
+    let cpu_only = configs.find_map(|config| train::cpu_only(&config.sae, &config.train));
+    let request = SlotRequest {
         kinds: &devices.r#use,
         cpu_slots: devices.cpu_slots,
         threads_per_trial: devices.threads_per_trial,
         cores: cores(),
         n_trials,
-    })?)
+        cpu_only: cpu_only.as_deref(),
+    };
+    Ok(find_slots(&request, &train::probe)?)
 }
 
 /// Says what this run will do.

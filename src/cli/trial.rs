@@ -9,11 +9,11 @@ use crate::{
     eval,
     event::TrialMessage,
     failpoint,
-    kernels::{Isa, Pool},
+    kernels::Pool,
     rundir::{RunDirError, TrialDir, read_job, read_result, write_atomic},
     sae::{self, SaveInfo},
     store::Store,
-    train::{self, Hooks, LogLine, TrainOutcome, Trained},
+    train::{self, Backend, Hooks, LogLine, TrainOutcome, Trained},
     trial::{RESULT_VERSION, TrialJob, TrialResult, TrialStatus, TrialTiming},
 };
 use std::{
@@ -79,10 +79,11 @@ fn run(
     job: &TrialJob,
     stop: &StopFlag,
 ) -> Result<Option<TrialResult>, CliError> {
+    let backend = Backend::open(&args.slot)?;
     let store = Store::open(&args.stores, &job.store_key)?;
     let _in_use = store.mark_used()?;
     let pool = Pool::new(args.threads);
-    match train(dir, job, &store, &pool, stop)? {
+    match train(dir, job, &store, &pool, &backend, stop)? {
         TrainOutcome::Stopped { .. } => Ok(None),
         TrainOutcome::Diverged { step, loss, from_step, train_secs } => {
             let diverged = Unmeasured {
@@ -138,6 +139,7 @@ fn train(
     job: &TrialJob,
     store: &Store,
     pool: &Pool,
+    backend: &Backend,
     stop: &StopFlag,
 ) -> Result<TrainOutcome, CliError> {
     let start = Instant::now();
@@ -184,7 +186,7 @@ fn train(
         should_stop: &|| stop.is_set(),
         now_secs: &|| start.elapsed().as_secs_f64(),
     };
-    Ok(train::train(dir.root(), job, store, pool, hooks)?)
+    Ok(train::train(dir.root(), job, store, pool, backend, hooks)?)
 }
 
 type Measured = (BTreeMap<String, f64>, Vec<u64>);
@@ -237,7 +239,7 @@ fn timing(args: &TrialArgs, job: &TrialJob, train_secs: f64, steps: u64, eval_se
         tokens_per_sec: if train_secs > 0.0 { tokens / train_secs } else { 0.0 },
         slot: args.slot.to_string(),
         threads: args.threads,
-        isa: Isa::detect().name().to_owned(),
+        isa: Backend::name(args.slot.kind),
     }
 }
 

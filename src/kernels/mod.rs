@@ -47,7 +47,7 @@ mod memory;
 mod pool;
 mod simd;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use adam::{AdamStep, adam, clip_and_adam};
 pub use batch_topk::{BatchTopKStep, batch_topk_step};

@@ -3,22 +3,30 @@
 //! CPU: the cores are shared out among trials that run side by side, one core each as long as there are
 //! trials enough. Two one-thread trials get more done than one two-thread trial after another: nothing is
 //! lost to synchronisation, and the serial parts of one overlap with the parallel parts of the other.
+//!
+//! GPUs: one slot each. Its trial evaluates on the CPU, so every slot has its share of the cores.
 
-use crate::slot::{DeviceKind, Slot, SlotId};
+use crate::{
+    slot::{DeviceKind, Slot, SlotId},
+    train::{Probe, build_command},
+};
 
 /// What is asked of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotRequest<'a> {
-    /// Kinds of devices that may be used; empty means whatever trials can run on.
+    /// Kinds of devices that may be used; empty means GPUs if there are any that can run the trials, else the
+    /// CPU.
     pub kinds: &'a [DeviceKind],
     /// CPU slots; 0 leaves it to us.
     pub cpu_slots: usize,
-    /// Threads of each CPU trial; 0 leaves it to us.
+    /// Threads of each trial; 0 leaves it to us.
     pub threads_per_trial: usize,
     /// Cores of this machine.
     pub cores: usize,
     /// Trials to run.
     pub n_trials: usize,
+    /// What of the trials trains on the CPU only, as the subject of a sentence, if anything.
+    pub cpu_only: Option<&'a str>,
 }
 
 /// Slots, and what the user should know about them.
@@ -26,83 +34,177 @@ pub struct SlotRequest<'a> {
 pub struct SlotPlan {
     /// At least one.
     pub slots: Vec<Slot>,
-    /// A remark, when the request asks for more than the machine has.
+    /// A remark, when the request and the machine do not go together well.
     pub note: Option<String>,
 }
 
 /// A request that cannot be met.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SlotError {
-    /// Trials do not run on this kind of device.
+    /// No such device.
     #[error(
-        "`devices.use` names `{}`, but trials of this version train on the CPU only ({detail}); \
-         write `use = [\"cpu\"]` or leave it out", kind.as_str()
+        "`devices.use` names `{}`, but there is no such device: found {found}; {help}", kind.as_str()
+    )]
+    Missing {
+        /// The kind asked for.
+        kind: DeviceKind,
+        /// The devices that are there.
+        found: String,
+        /// What can be done.
+        help: String,
+    },
+    /// A trial of the sweep cannot be trained on a device that it might get.
+    #[error(
+        "`devices.use` names `{}`, but {what} trains on the CPU so far; \
+         write `use = [\"cpu\"]`, or put the other trials into a sweep of their own", kind.as_str()
     )]
     CpuOnly {
         /// The kind asked for.
         kind: DeviceKind,
-        /// Whether such a device is there at all.
-        detail: &'static str,
+        /// What it is about the trial.
+        what: String,
     },
 }
 
-/// Finds the slots for a run.
+const GPU_KINDS: [DeviceKind; 2] = [DeviceKind::Cuda, DeviceKind::Metal];
+
+/// No machine has more GPUs of a kind.
+const MAX_GPUS: usize = 64;
+
+/// Finds the slots for a run. `probe` looks for a device by kind and number; GPUs come first.
 ///
 /// # Errors
-/// A device kind that trials cannot run on. There is no silent fallback to the CPU.
-pub fn find_slots(request: &SlotRequest<'_>) -> Result<SlotPlan, SlotError> {
-    if let Some(&kind) = request.kinds.iter().find(|&&kind| kind != DeviceKind::Cpu) {
-        let detail = if is_visible(kind) {
-            "this build sees such a device, but cannot train on it yet"
-        } else {
-            "nor does this build see such a device"
-        };
-        return Err(SlotError::CpuOnly { kind, detail });
-    }
-    let cores = request.cores.max(1);
-    let most = request.n_trials.max(1);
-    let n_slots = match (request.cpu_slots, request.threads_per_trial) {
-        (0, 0) => cores,
-        (0, threads) => (cores / threads).max(1),
-        (slots, _) => slots,
-    }
-    .min(most);
-    let slots: Vec<Slot> = (0..n_slots)
-        .map(|index| {
+/// A kind of device that is not there, or that trials cannot run on. There is no silent fallback to the CPU.
+pub fn find_slots(
+    request: &SlotRequest<'_>,
+    probe: &dyn Fn(DeviceKind, usize) -> Probe,
+) -> Result<SlotPlan, SlotError> {
+    let mut notes = Vec::new();
+    let (cores, most) = (request.cores.max(1), request.n_trials.max(1));
+    let mut gpus = gpus(request, probe, &mut notes)?;
+    gpus.truncate(most);
+    let n_cpu = if gpus.is_empty() || request.kinds.contains(&DeviceKind::Cpu) {
+        n_cpu_slots(request, cores, gpus.len()).min(most - gpus.len())
+    } else {
+        if request.cpu_slots > 0 {
+            notes.push(format!(
+                "`devices.cpu_slots` has no effect: trials run on {}; with `use = [\"cpu\"]` they would not",
+                count_of(gpus.len(), "GPU")
+            ));
+        }
+        0
+    };
+    let uses_gpus = !gpus.is_empty();
+    let n_slots = gpus.len() + n_cpu;
+    let ids = gpus.into_iter().chain((0..n_cpu).map(|index| SlotId { kind: DeviceKind::Cpu, index }));
+    let slots: Vec<Slot> = ids
+        .enumerate()
+        .map(|(nth, id)| {
             let threads = match request.threads_per_trial {
                 // The first slots take the remainder.
-                0 => (cores / n_slots + usize::from(index < cores % n_slots)).max(1),
+                0 => (cores / n_slots + usize::from(nth < cores % n_slots)).max(1),
                 threads => threads,
             };
-            Slot { id: SlotId { kind: DeviceKind::Cpu, index }, threads }
+            Slot { id, threads }
         })
         .collect();
     let threads: usize = slots.iter().map(|slot| slot.threads).sum();
-    let note = (threads > cores).then(|| {
-        format!("{n_slots} slots with {threads} threads in all share {cores} cores; fewer would be faster")
-    });
-    Ok(SlotPlan { slots, note })
+    // Trials on GPUs use their threads only now and then.
+    if threads > cores && !uses_gpus {
+        notes.push(format!(
+            "{n_slots} slots with {threads} threads in all share {cores} cores; fewer would be faster"
+        ));
+    }
+    Ok(SlotPlan { slots, note: (!notes.is_empty()).then(|| notes.join("\n")) })
 }
 
-fn is_visible(kind: DeviceKind) -> bool {
-    match kind {
-        DeviceKind::Cpu => true,
-        DeviceKind::Cuda => {
-            candle_core::utils::cuda_is_available() && candle_core::Device::new_cuda(0).is_ok()
-        }
-        DeviceKind::Metal => {
-            candle_core::utils::metal_is_available() && candle_core::Device::new_metal(0).is_ok()
+/// The GPUs that trials may run on.
+fn gpus(
+    request: &SlotRequest<'_>,
+    probe: &dyn Fn(DeviceKind, usize) -> Probe,
+    notes: &mut Vec<String>,
+) -> Result<Vec<SlotId>, SlotError> {
+    let is_wanted = |kind: &DeviceKind| request.kinds.is_empty() || request.kinds.contains(kind);
+    let of_kind = |kind: DeviceKind| {
+        let found = (0..MAX_GPUS).take_while(move |&index| probe(kind, index) == Probe::Found);
+        found.map(move |index| SlotId { kind, index })
+    };
+    let mut gpus = Vec::new();
+    for kind in GPU_KINDS.into_iter().filter(is_wanted) {
+        let before = gpus.len();
+        gpus.extend(of_kind(kind));
+        if gpus.len() == before && !request.kinds.is_empty() {
+            let others = GPU_KINDS.into_iter().filter(|&other| other != kind);
+            let others = others.map(|other| (of_kind(other).count(), other)).filter(|(n, _)| *n > 0);
+            let mut found = vec![format!("the CPU ({})", count_of(request.cores.max(1), "core"))];
+            found.extend(others.map(|(n, other)| format!("{n} of kind `{}`", other.as_str())));
+            let name = kind.as_str();
+            let help = match probe(kind, 0) {
+                Probe::NotBuilt => {
+                    format!("this program was built without {name}; `{}` builds it in", build_command(kind))
+                }
+                _ => format!("this program was built with {name}, so look at the driver"),
+            };
+            return Err(SlotError::Missing { kind, found: found.join(", "), help });
         }
     }
+    if let (Some(what), Some(gpu)) = (request.cpu_only, gpus.first()) {
+        if !request.kinds.is_empty() {
+            return Err(SlotError::CpuOnly { kind: gpu.kind, what: what.to_owned() });
+        }
+        notes.push(format!("trials run on the CPU although there is a GPU: {what} trains on the CPU so far"));
+        gpus.clear();
+    }
+    Ok(gpus)
+}
+
+/// CPU slots beside those of `n_gpus` GPUs, however many trials there are.
+fn n_cpu_slots(request: &SlotRequest<'_>, cores: usize, n_gpus: usize) -> usize {
+    let threads = request.threads_per_trial.max(1);
+    match request.cpu_slots {
+        0 => (cores.saturating_sub(n_gpus * threads) / threads).max(1),
+        slots => slots,
+    }
+}
+
+fn count_of(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use DeviceKind::{Cpu, Cuda, Metal};
+
+    const REQUEST: SlotRequest<'static> =
+        SlotRequest { kinds: &[], cpu_slots: 0, threads_per_trial: 0, cores: 8, n_trials: 9, cpu_only: None };
+
+    /// A machine with so many CUDA devices.
+    fn with_cuda(n: usize) -> impl Fn(DeviceKind, usize) -> Probe {
+        move |kind, index| match kind {
+            Cuda if index < n => Probe::Found,
+            Cuda => Probe::Absent,
+            _ => Probe::NotBuilt,
+        }
+    }
+
+    fn no_features(kind: DeviceKind, _index: usize) -> Probe {
+        if kind == Cpu { Probe::Found } else { Probe::NotBuilt }
+    }
 
     fn threads(cores: usize, n_trials: usize, cpu_slots: usize, threads_per_trial: usize) -> Vec<usize> {
-        let request = SlotRequest { kinds: &[], cpu_slots, threads_per_trial, cores, n_trials };
-        find_slots(&request).unwrap().slots.iter().map(|slot| slot.threads).collect()
+        let request = SlotRequest { cpu_slots, threads_per_trial, cores, n_trials, ..REQUEST };
+        find_slots(&request, &no_features).unwrap().slots.iter().map(|slot| slot.threads).collect()
+    }
+
+    /// Names and threads of the slots.
+    fn slots(request: &SlotRequest<'_>, n_cuda: usize) -> Vec<(String, usize)> {
+        let plan = find_slots(request, &with_cuda(n_cuda)).unwrap();
+        plan.slots.iter().map(|slot| (slot.id.to_string(), slot.threads)).collect()
+    }
+
+    fn named(slots: &[(&str, usize)]) -> Vec<(String, usize)> {
+        slots.iter().map(|&(name, threads)| (name.to_owned(), threads)).collect()
     }
 
     #[test]
@@ -118,18 +220,75 @@ mod tests {
 
     #[test]
     fn asking_for_too_much_is_remarked_on() {
-        let request = SlotRequest { kinds: &[], cpu_slots: 3, threads_per_trial: 0, cores: 2, n_trials: 5 };
-        let plan = find_slots(&request).unwrap();
+        let request = SlotRequest { cpu_slots: 3, cores: 2, n_trials: 5, ..REQUEST };
+        let plan = find_slots(&request, &no_features).unwrap();
         assert_eq!(plan.slots.len(), 3);
         assert!(plan.note.unwrap().contains("3 slots with 3 threads in all share 2 cores"));
     }
 
     #[test]
-    fn a_gpu_is_refused_not_replaced() {
-        let kinds = [DeviceKind::Cpu, DeviceKind::Cuda];
-        let request =
-            SlotRequest { kinds: &kinds, cpu_slots: 0, threads_per_trial: 0, cores: 2, n_trials: 5 };
-        let error = find_slots(&request).unwrap_err().to_string();
-        assert!(error.contains("`cuda`") && error.contains("CPU only"), "{error}");
+    fn every_gpu_is_a_slot() {
+        let four = [("cuda:0", 2), ("cuda:1", 2), ("cuda:2", 2), ("cuda:3", 2)];
+        assert_eq!(slots(&REQUEST, 4), named(&four));
+        assert_eq!(slots(&SlotRequest { kinds: &[Cuda], ..REQUEST }, 4), named(&four));
+        assert_eq!(slots(&SlotRequest { n_trials: 2, ..REQUEST }, 4), named(&[("cuda:0", 4), ("cuda:1", 4)]));
+        assert_eq!(slots(&SlotRequest { cores: 1, ..REQUEST }, 2), named(&[("cuda:0", 1), ("cuda:1", 1)]));
+        assert_eq!(slots(&SlotRequest { threads_per_trial: 3, ..REQUEST }, 1), named(&[("cuda:0", 3)]));
+        assert_eq!(slots(&SlotRequest { kinds: &[Cpu], cores: 1, ..REQUEST }, 4), named(&[("cpu:0", 1)]));
+        assert_eq!(slots(&SlotRequest { cores: 1, ..REQUEST }, 0), named(&[("cpu:0", 1)]));
+    }
+
+    #[test]
+    fn gpus_and_cpu_work_side_by_side_when_both_are_named() {
+        let both = SlotRequest { kinds: &[Cpu, Cuda], cores: 4, ..REQUEST };
+        let all = [("cuda:0", 1), ("cuda:1", 1), ("cpu:0", 1), ("cpu:1", 1)];
+        assert_eq!(slots(&both, 2), named(&all));
+        assert_eq!(slots(&SlotRequest { n_trials: 3, ..both.clone() }, 2).len(), 3);
+        assert_eq!(slots(&SlotRequest { n_trials: 2, ..both.clone() }, 2).len(), 2);
+        let one = SlotRequest { cpu_slots: 1, cores: 7, ..both };
+        assert_eq!(slots(&one, 2), named(&[("cuda:0", 3), ("cuda:1", 2), ("cpu:0", 2)]));
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_refused_not_replaced() {
+        let request = SlotRequest { kinds: &[Cpu, Cuda], cores: 2, ..REQUEST };
+        let error = |request: &SlotRequest<'_>, probe: &dyn Fn(DeviceKind, usize) -> Probe| {
+            find_slots(request, probe).unwrap_err().to_string()
+        };
+        assert_eq!(
+            error(&request, &no_features),
+            "`devices.use` names `cuda`, but there is no such device: found the CPU (2 cores); this program was \
+             built without cuda; `cargo build --release --features cuda` builds it in"
+        );
+        assert_eq!(
+            error(&request, &with_cuda(0)),
+            "`devices.use` names `cuda`, but there is no such device: found the CPU (2 cores); this program was \
+             built with cuda, so look at the driver"
+        );
+        let request = SlotRequest { kinds: &[Metal], cores: 1, ..REQUEST };
+        assert_eq!(
+            error(&request, &with_cuda(2)),
+            "`devices.use` names `metal`, but there is no such device: found the CPU (1 core), 2 of kind `cuda`; \
+             this program was built without metal; `cargo build --release --features metal` builds it in"
+        );
+    }
+
+    #[test]
+    fn what_a_gpu_cannot_train_goes_to_the_cpu_unless_a_gpu_is_demanded() {
+        let request = SlotRequest { cpu_only: Some("topk"), cores: 1, ..REQUEST };
+        let plan = find_slots(&request, &with_cuda(2)).unwrap();
+        assert_eq!(plan.slots[0].id.to_string(), "cpu:0");
+        assert!(plan.note.unwrap().contains("topk trains on the CPU so far"));
+        assert_eq!(find_slots(&request, &no_features).unwrap().note, None);
+        let request = SlotRequest { kinds: &[Cuda], ..request };
+        let error = find_slots(&request, &with_cuda(2)).unwrap_err().to_string();
+        assert!(error.contains("`cuda`") && error.contains("topk trains on the CPU"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_without_effect_is_remarked_on() {
+        let plan = find_slots(&SlotRequest { cpu_slots: 3, ..REQUEST }, &with_cuda(1)).unwrap();
+        assert_eq!(plan.slots.len(), 1);
+        assert!(plan.note.unwrap().contains("`devices.cpu_slots` has no effect: trials run on 1 GPU;"));
     }
 }

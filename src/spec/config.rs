@@ -58,7 +58,7 @@ pub struct SweepSection {
 /// `[devices]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Devices {
-    /// Kinds to use; empty is whatever the machine has.
+    /// Kinds to use; empty is GPUs if any are visible, else the processor.
     pub r#use: Vec<DeviceKind>,
     /// Trials at a time on the processor; 0 is chosen from the cores.
     pub cpu_slots: usize,

@@ -2,10 +2,12 @@
 //! the loop that ties them together.
 //!
 //! Start with [`train`]; [`Trainer`] is the same step for batches from anywhere. Nothing here reads a clock
-//! or watches for signals: both come in through [`Hooks`].
+//! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or, for standard SAEs, on a
+//! GPU: [`Backend`].
 
 mod centre;
 mod checkpoint;
+mod device;
 mod filter;
 mod firing;
 mod metrics;
@@ -18,10 +20,12 @@ mod resume_tests;
 mod run;
 mod schedules;
 mod steps;
+mod tensor_step;
 mod threshold;
 mod trainer;
 
 pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
+pub use device::{Backend, Probe, build_command, cpu_only, probe};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
 pub use run::{Hooks, TrainError, TrainOutcome, train};

@@ -128,7 +128,7 @@ fn rows_of_the_decoder_keep_their_norm() {
     let (mut m, mut v) = (params.zeros_like(), params.zeros_like());
     for t in 0..6_u64 {
         let x = batch_of(t);
-        let report = trainer.step(&Pool::new(1), &x);
+        let report = trainer.step(&Pool::new(1), &x).unwrap();
         let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
         let l1_coefficient = super::sparsity_coefficient(3.0, 5, t);
         let step = StandardStep { l1_coefficient, lp_norm: 1.0, apply_b_dec_to_input: true };
@@ -190,8 +190,8 @@ fn outliers_might_as_well_not_be_there() {
                     .filter(|row| !outliers.contains(row))
                     .flat_map(|row| x[row * D..][..D].to_vec())
                     .collect();
-                assert_eq!(with.step(&pool, &x), without.step(&pool, &rest));
-                let (mut line, other) = (with.log_line(&x), without.log_line(&rest));
+                assert_eq!(with.step(&pool, &x).unwrap(), without.step(&pool, &rest).unwrap());
+                let (mut line, other) = (with.log_line(&x).unwrap(), without.log_line(&rest).unwrap());
                 // All have been read.
                 assert_eq!(line.n_training_samples, (step + 1) * 8);
                 line.n_training_samples = other.n_training_samples;
@@ -213,14 +213,14 @@ fn a_batch_of_nothing_but_outliers_is_a_step_without_one() {
         Ok(())
     };
     prepare(&mut trainer, &read, &pool).unwrap();
-    trainer.step(&pool, &batch_of(0));
+    trainer.step(&pool, &batch_of(0)).unwrap();
     let (params, firing) = (trainer.params.clone(), trainer.firing.clone());
     let far = vec![50.0; 8 * D];
-    let report = trainer.step(&pool, &far);
+    let report = trainer.step(&pool, &far).unwrap();
     assert!(report.is_finite() && report.grad_norm == 0.0);
     assert_eq!((trainer.steps, &trainer.params, &trainer.firing), (2, &params, &firing));
-    assert!(!trainer.log_line(&far).to_json().contains("explained_variance"));
-    trainer.step(&pool, &batch_of(2));
+    assert!(!trainer.log_line(&far).unwrap().to_json().contains("explained_variance"));
+    trainer.step(&pool, &batch_of(2)).unwrap();
     assert_ne!(trainer.params, params);
 }
 
@@ -245,8 +245,8 @@ fn dead_latents_begin_anew_when_it_is_time() {
         }
         for step in 0..4 {
             assert_eq!(with.params, without.params, "nothing before it is time");
-            with.step(&pool, &batch_of(step));
-            without.step(&pool, &batch_of(step));
+            with.step(&pool, &batch_of(step)).unwrap();
+            without.step(&pool, &batch_of(step)).unwrap();
         }
         let name = sae.architecture.name();
         let dead = without.firing.dead(2);
@@ -278,9 +278,9 @@ fn k_falls_while_it_is_annealed() {
     let mut trainer = trainer(&abs_topk_sae(), &options, 8);
     for (step, k) in [10.0, 8.0, 6.0, 4.0, 2.0, 2.0].into_iter().enumerate() {
         let x = batch_of(step as u64);
-        let to_come = trainer.log_line(&x).own_details;
+        let to_come = trainer.log_line(&x).unwrap().own_details;
         assert_eq!(to_come, [("details/k".into(), k)]);
-        assert_eq!(trainer.step(&Pool::new(1), &x).losses.l0, k);
+        assert_eq!(trainer.step(&Pool::new(1), &x).unwrap().losses.l0, k);
     }
 }
 
@@ -292,14 +292,14 @@ fn a_corrected_threshold_does_not_remember_its_start() {
         let mut corrected = trainer(&sae, &correct, 8);
         let mut plain = trainer(&sae, &TrainOptions::default(), 8);
         for step in 0..3 {
-            corrected.step(&pool, &batch_of(step));
-            plain.step(&pool, &batch_of(step));
+            corrected.step(&pool, &batch_of(step)).unwrap();
+            plain.step(&pool, &batch_of(step)).unwrap();
             let share = 1.0 - 0.9_f64.powi(step as i32 + 1);
             assert!(plain.threshold_now() > 0.0);
             assert!((corrected.threshold_now() - plain.threshold_now() / share).abs() < 1e-12);
         }
         let wanted = corrected.threshold_now();
-        let params = corrected.finish(&pool).sae.params;
+        let params = corrected.finish(&pool).unwrap().sae.params;
         assert!(params.threshold.iter().all(|&threshold| threshold == wanted as f32));
     }
 }
@@ -330,4 +330,14 @@ fn the_bias_starts_in_the_middle_of_what_is_trained_on() {
     let filtered = TrainOptions { max_norm_multiple: 2.0, ..of(BDecInit::Mean) };
     assert_eq!(start(&filtered, 0), [0.5; D]);
     assert_eq!(start(&of(BDecInit::Mean), 4), [0.0; D]);
+}
+
+#[test]
+fn a_gpu_refuses_them() {
+    let mut trainer = trainer(&job().config.sae, &all_on(), 8);
+    let error = trainer.move_to(&candle_core::Device::Cpu).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "an SAE with train.resample_every_steps trains on the CPU so far; set devices.use = [\"cpu\"]"
+    );
 }

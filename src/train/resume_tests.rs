@@ -1,14 +1,17 @@
 //! Tests of the loop: whatever interrupts it, the weights and `metrics.jsonl` come out as if nothing had.
 
 use super::{
-    CHECKPOINT_FOLDER, METRICS_FILE, Trained, remove_checkpoint,
-    run::{Hooks, TrainError, TrainOutcome, run},
+    CHECKPOINT_FOLDER, METRICS_FILE, Trained,
+    device::Backend,
+    remove_checkpoint,
+    run::{Hooks, Source, TrainError, TrainOutcome, run},
 };
 use crate::{
     kernels::Pool,
     sae::Normalizer,
     trial::{Architecture, SaeConfig, TrialJob},
 };
+use candle_core::Device;
 use serde_json::json;
 use std::{
     cell::Cell,
@@ -111,11 +114,20 @@ pub(super) struct Call<'a> {
     die_at: Option<u64>,
     break_batch: Option<(u64, f32)>,
     pub(super) from_step: u64,
+    pub(super) backend: Backend,
 }
 
 impl<'a> Call<'a> {
     pub(super) fn new(folder: &'a Path, job: &'a TrialJob) -> Self {
-        Self { folder, job, stop_at: None, die_at: None, break_batch: None, from_step: 0 }
+        Self {
+            folder,
+            job,
+            stop_at: None,
+            die_at: None,
+            break_batch: None,
+            from_step: 0,
+            backend: Backend::Kernels,
+        }
     }
 
     fn run(&mut self) -> Result<TrainOutcome, TrainError> {
@@ -135,10 +147,9 @@ impl<'a> Call<'a> {
         run(
             self.folder,
             self.job,
-            D,
-            Normalizer::Scale(0.7),
-            &read,
+            Source { d_in: D, normalizer: Normalizer::Scale(0.7), read: &read },
             &Pool::new(1),
+            &self.backend,
             Hooks {
                 on_start: &mut |step| {
                     *from_step = step;
@@ -366,4 +377,53 @@ fn lines_come_every_few_steps_and_at_the_end() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
         .collect();
     assert_eq!(steps, [3, 6, 9, 12, 15, 18, 20]);
+}
+
+#[test]
+fn on_tensors_too_whatever_interrupts_a_run_changes_no_bit() {
+    let job = job();
+    let on_tensors = |folder: &Path, stop_at: Option<u64>| {
+        let mut call = Call::new(folder, &job);
+        call.backend = Backend::Tensors(Device::Cpu);
+        call.stop_at = stop_at;
+        if stop_at.is_some() {
+            assert!(matches!(call.run(), Ok(TrainOutcome::Stopped { .. })));
+            call.stop_at = None;
+        }
+        call.finish()
+    };
+    let temp = tempfile::tempdir().unwrap();
+    let whole = on_tensors(temp.path(), None);
+    for at in 2..STEPS {
+        let temp = tempfile::tempdir().unwrap();
+        assert_eq!(on_tensors(temp.path(), Some(at)), whole, "stopped at {at}");
+        let temp = tempfile::tempdir().unwrap();
+        let mut call = Call::new(temp.path(), &job);
+        call.backend = Backend::Tensors(Device::Cpu);
+        call.run_until_killed(at);
+        assert_eq!(call.finish(), whole, "killed at {at}");
+        assert_eq!(call.from_step, at / 4 * 4, "killed at {at}");
+    }
+    // The kernels come to nearly the same.
+    let (on_kernels, _) = undisturbed(&job);
+    let off = (whole.0.losses.overall - on_kernels.losses.overall).abs();
+    assert!(off < 1e-5 * on_kernels.losses.overall, "{off}");
+}
+
+#[test]
+fn tensors_end_a_run_that_is_not_finite_and_refuse_what_they_cannot_train() {
+    let mut job = job();
+    let temp = tempfile::tempdir().unwrap();
+    let mut call = Call::new(temp.path(), &job);
+    call.backend = Backend::Tensors(Device::Cpu);
+    call.break_batch = Some((9, f32::NAN));
+    let outcome = call.run().unwrap();
+    assert!(matches!(outcome, TrainOutcome::Diverged { step: 10, .. }), "{outcome:?}");
+
+    job.config.sae = topk_sae();
+    let temp = tempfile::tempdir().unwrap();
+    let mut call = Call::new(temp.path(), &job);
+    call.backend = Backend::Tensors(Device::Cpu);
+    let error = call.run().unwrap_err().to_string();
+    assert_eq!(error, "sae.architecture = topk trains on the CPU so far; set devices.use = [\"cpu\"]");
 }

@@ -2,6 +2,7 @@
 
 use super::{
     checkpoint::{self, CHECKPOINT_FOLDER},
+    device::Backend,
     metrics::{LogLine, METRICS_FILE, MetricsFile},
     prepare::prepare,
     trainer::{Trained, Trainer},
@@ -78,6 +79,22 @@ pub enum TrainError {
     /// Settings that do not go together.
     #[error("{0}")]
     Setting(String),
+    /// The slot's device is not there.
+    #[error("`{device}` cannot be used: {problem}")]
+    Unavailable {
+        /// The slot.
+        device: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The device failed in the middle.
+    #[error("`{device}` failed: {source}")]
+    Device {
+        /// The device.
+        device: String,
+        /// How.
+        source: Box<candle_core::Error>,
+    },
     /// The trial's folder cannot be written.
     #[error("{path}: {source}", path = path.display())]
     Io {
@@ -91,12 +108,13 @@ pub enum TrainError {
 /// Trains the trial of `folder` on `store`, from its checkpoint if it has one.
 ///
 /// The same trial on the same store leaves the same weights and the same `metrics.jsonl`, however often it
-/// was interrupted, as long as it runs with the same instruction set.
+/// was interrupted, as long as it runs with the same instruction set, or on the same kind of GPU.
 pub fn train(
     folder: &Path,
     job: &TrialJob,
     store: &Store,
     pool: &Pool,
+    backend: &Backend,
     hooks: Hooks<'_>,
 ) -> Result<TrainOutcome, TrainError> {
     let config = &job.config;
@@ -108,7 +126,7 @@ pub fn train(
         store.read_batch(&order, step, out);
         Ok(())
     };
-    run(folder, job, d_in, normalizer, &read, pool, hooks)
+    run(folder, job, Source { d_in, normalizer, read: &read }, pool, backend, hooks)
 }
 
 /// Settings that no step could honour.
@@ -181,21 +199,31 @@ fn normalizer(store: &Store, config: &TrialConfig, key: &str) -> Result<Normaliz
 /// Reads the batch of a step.
 pub(super) type ReadBatch<'a> = dyn Fn(u64, &mut [f32]) -> Result<(), TrainError> + 'a;
 
+/// Where batches come from, and what they are like.
+pub(super) struct Source<'a> {
+    pub(super) d_in: usize,
+    pub(super) normalizer: Normalizer,
+    pub(super) read: &'a ReadBatch<'a>,
+}
+
 /// [`train`] with batches from anywhere.
 pub(super) fn run(
     folder: &Path,
     job: &TrialJob,
-    d_in: usize,
-    normalizer: Normalizer,
-    read_batch: &ReadBatch<'_>,
+    source: Source<'_>,
     pool: &Pool,
+    backend: &Backend,
     hooks: Hooks<'_>,
 ) -> Result<TrainOutcome, TrainError> {
+    let Source { d_in, normalizer, read: read_batch } = source;
     let (sae, train) = (&job.config.sae, &job.config.train);
     let params = sae::init(sae, d_in, train.seed);
     let mut trainer = Trainer::new(sae, train, d_in, params, normalizer, pool);
     let mut metrics = resume(folder, job, &mut trainer)?;
     prepare(&mut trainer, read_batch, pool)?;
+    if let Backend::Tensors(device) = backend {
+        trainer.move_to(device)?;
+    }
     let (from_step, total_steps) = (trainer.steps, train.steps());
     (hooks.on_start)(from_step);
 
@@ -205,32 +233,32 @@ pub(super) fn run(
     while trainer.steps < total_steps {
         if (hooks.should_stop)() {
             if saved.step < trainer.steps {
-                save(folder, job, &trainer, &mut metrics)?;
+                save(folder, job, &mut trainer, &mut metrics)?;
             }
             return Ok(TrainOutcome::Stopped { step: trainer.steps });
         }
         read_batch(trainer.steps, &mut batch)?;
         let step = trainer.steps + 1;
-        let report = trainer.step(pool, &batch);
+        let report = trainer.step(pool, &batch)?;
         if !report.is_finite() {
             let train_secs = (hooks.now_secs)() - started;
             return Ok(TrainOutcome::Diverged { step, loss: report.losses.overall, from_step, train_secs });
         }
         let every = job.run.log_every_steps.max(1);
         if step.is_multiple_of(every) || step == total_steps {
-            let line = trainer.log_line(&batch);
+            let line = trainer.log_line(&batch)?;
             metrics.append(&line).map_err(io_error(&folder.join(METRICS_FILE)))?;
             (hooks.on_log)(&line);
         }
         let now = (hooks.now_secs)();
         if step < total_steps && saved.is_due(job, step, now) {
-            save(folder, job, &trainer, &mut metrics)?;
+            save(folder, job, &mut trainer, &mut metrics)?;
             saved = Saved { step, secs: (hooks.now_secs)() };
         }
     }
     let train_secs = (hooks.now_secs)() - started;
     metrics.sync().map_err(io_error(&folder.join(METRICS_FILE)))?;
-    let trained = Box::new(trainer.finish(pool));
+    let trained = Box::new(trainer.finish(pool)?);
     Ok(TrainOutcome::Finished { trained, steps: total_steps, from_step, train_secs })
 }
 
@@ -262,9 +290,10 @@ fn resume(folder: &Path, job: &TrialJob, trainer: &mut Trainer) -> Result<Metric
 fn save(
     folder: &Path,
     job: &TrialJob,
-    trainer: &Trainer,
+    trainer: &mut Trainer,
     metrics: &mut MetricsFile,
 ) -> Result<(), TrainError> {
+    trainer.download()?;
     // The lines must be on disk before a checkpoint counts on them.
     let bytes = metrics.sync().map_err(io_error(&folder.join(METRICS_FILE)))?;
     checkpoint::save(folder, job, trainer, bytes).map_err(|err| {

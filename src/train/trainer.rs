@@ -4,16 +4,21 @@
 //! batches of another implementation. Both go through the same code.
 
 use super::{
+    device::cpu_only,
     filter::NormFilter,
     firing::Firing,
     metrics::{ExplainedVariance, LogLine},
-    schedules::learning_rate,
+    run::TrainError,
+    schedules::{learning_rate, sparsity_coefficient},
+    tensor_step::{Aim, TensorStep, TensorTrainer},
 };
 use crate::{
-    kernels::{self, AdamStep, Params, Pool, Shape, StepLosses, Workspace},
+    kernels::{self, AdamStep, Params, Pool, Shape, StandardStep, StepLosses, Workspace},
     sae::{self, Normalizer, RowScales, Sae},
     trial::{Architecture, NormalizeActivations, SaeConfig, TrainConfig},
 };
+use candle_core::Device;
+use std::borrow::Cow;
 
 /// All gradients together are clipped to this norm, as in SAELens, where it is no setting either.
 const MAX_GRAD_NORM: f64 = 1.0;
@@ -21,7 +26,8 @@ const MAX_GRAD_NORM: f64 = 1.0;
 /// Adam's epsilon.
 const ADAM_EPS: f64 = 1e-8;
 
-/// Everything a run carries from step to step. The public parts are what a checkpoint holds.
+/// Everything a run carries from step to step. The public parts are what a checkpoint holds; between steps on a
+/// device, weights and moments are those of the last [`Trainer::download`].
 pub struct Trainer {
     pub(super) sae: SaeConfig,
     pub(super) train: TrainConfig,
@@ -51,6 +57,8 @@ pub struct Trainer {
     scales: RowScales,
     target: Vec<f32>,
     weight: Vec<f32>,
+    /// Takes the place of `ws` and `grads` in a run on a device.
+    tensors: Option<TensorTrainer>,
 }
 
 /// What one step came to.
@@ -128,12 +136,40 @@ impl Trainer {
             scales: RowScales::default(),
             target,
             weight: Vec::new(),
+            tensors: None,
         }
+    }
+
+    /// Goes on with candle tensors on `device`. Weights and moments stay there from now on.
+    ///
+    /// # Errors
+    /// Only standard SAEs without options beyond SAELens train on tensors; or the device has not the memory.
+    pub fn move_to(&mut self, device: &Device) -> Result<(), TrainError> {
+        if let Some(what) = cpu_only(&self.sae, &self.train) {
+            return Err(TrainError::Setting(format!(
+                "{what} trains on the CPU so far; set devices.use = [\"cpu\"]"
+            )));
+        }
+        self.tensors = Some(TensorTrainer::new([&self.params, &self.m, &self.v], device)?);
+        self.grads = Params::default();
+        Ok(())
+    }
+
+    /// Brings weights and moments up to date on the host.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn download(&mut self) -> Result<(), TrainError> {
+        let Self { tensors, params, m, v, .. } = self;
+        tensors.as_ref().map_or(Ok(()), |tensors| tensors.download([params, m, v]))
     }
 
     /// One step on the batch `x` (B, D) of activations as the model made them. When the report is not
     /// finite the run is over, and the weights stay those from before the step.
-    pub fn step(&mut self, pool: &Pool, x: &[f32]) -> StepReport {
+    ///
+    /// # Errors
+    /// The device fails, in a run on one.
+    pub fn step(&mut self, pool: &Pool, x: &[f32]) -> Result<StepReport, TrainError> {
         assert_eq!(x.len(), self.train.batch_size * self.d_in, "a batch has train.batch_size rows");
         self.firing.begin_step(self.steps, self.train.feature_sampling_window);
         let x = self.filter.as_mut().map_or(x, |filter| filter.keep(x, self.d_in));
@@ -141,7 +177,7 @@ impl Trainer {
             // All were left out: nothing to learn, and nothing that did not fire.
             self.scaled.clear();
             self.steps += 1;
-            return StepReport { losses: self.losses, grad_norm: 0.0 };
+            return Ok(StepReport { losses: self.losses, grad_norm: 0.0 });
         }
         let n_rows = x.len() / self.d_in;
         self.scaled.resize(x.len(), 0.0);
@@ -149,8 +185,17 @@ impl Trainer {
             self.target.resize(x.len(), 0.0);
         }
         self.normalizer.apply(pool, x, self.d_in, &mut self.scaled, &mut self.scales);
-        if self.normalizer.targets(&self.scaled, &self.scales, self.d_in, &mut self.target, &mut self.weight)
-        {
+        let is_aimed = self.normalizer.targets(
+            &self.scaled,
+            &self.scales,
+            self.d_in,
+            &mut self.target,
+            &mut self.weight,
+        );
+        if self.tensors.is_some() {
+            return self.step_on_device(is_aimed);
+        }
+        if is_aimed {
             self.ws.aim_at(&self.target, &self.weight);
         }
         let losses = self.gradients(pool);
@@ -163,17 +208,10 @@ impl Trainer {
         };
         let report = StepReport { losses, grad_norm };
         if !report.is_finite() {
-            return report;
+            return Ok(report);
         }
         self.firing.count(self.ws.fired(), n_rows);
-        let adam = AdamStep {
-            lr: learning_rate(&self.train, self.steps),
-            beta1: self.train.adam_beta1,
-            beta2: self.train.adam_beta2,
-            eps: ADAM_EPS,
-            t: self.steps + 1,
-            max_grad_norm: MAX_GRAD_NORM,
-        };
+        let adam = self.adam();
         let Self { params, grads, m, v, .. } = self;
         kernels::adam(pool, params, grads, m, v, &adam, report.grad_norm);
         if keeps_norms {
@@ -181,7 +219,44 @@ impl Trainer {
         }
         self.steps += 1;
         self.resample_if_due();
-        report
+        Ok(report)
+    }
+
+    /// Adam's settings in this step.
+    fn adam(&self) -> AdamStep {
+        AdamStep {
+            lr: learning_rate(&self.train, self.steps),
+            beta1: self.train.adam_beta1,
+            beta2: self.train.adam_beta2,
+            eps: ADAM_EPS,
+            t: self.steps + 1,
+            max_grad_norm: MAX_GRAD_NORM,
+        }
+    }
+
+    /// The step on the scaled batch, in a run on a device.
+    fn step_on_device(&mut self, is_aimed: bool) -> Result<StepReport, TrainError> {
+        let adam = self.adam();
+        let Self { tensors: Some(tensors), scaled, target, weight, .. } = self else {
+            unreachable!("invariant: the run is on a device")
+        };
+        let Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } =
+            self.sae.architecture
+        else {
+            unreachable!("invariant: only standard SAEs are moved to a device")
+        };
+        let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, self.steps);
+        let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
+        let step = StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input };
+        let aim = is_aimed.then_some(Aim { target, weight });
+        let TensorStep { losses, grad_norm, fired } = tensors.standard_step(&step, &adam, scaled, aim)?;
+        self.losses = losses;
+        let report = StepReport { losses, grad_norm };
+        if report.is_finite() {
+            self.firing.count(&fired, self.train.batch_size);
+            self.steps += 1;
+        }
+        Ok(report)
     }
 
     /// What the last step's reconstruction was compared with (B, D), and the weight of each row's error, where they
@@ -190,24 +265,30 @@ impl Trainer {
         if self.normalizer.is_per_row() { (&self.target, &self.weight) } else { (&self.scaled, &[]) }
     }
 
-    /// Gradients of the last step, before they were clipped.
+    /// Gradients of the last step, before they were clipped. Empty in a run on a device.
     pub fn last_gradients(&self) -> &Params {
         &self.grads
     }
 
     /// The line of `metrics.jsonl` for the step just done on batch `x`.
-    pub fn log_line(&self, x: &[f32]) -> LogLine {
+    ///
+    /// # Errors
+    /// The device fails, in a run on one.
+    pub fn log_line(&self, x: &[f32]) -> Result<LogLine, TrainError> {
+        let mut x_hat: Cow<'_, [f32]> = match &self.tensors {
+            Some(tensors) => tensors.reconstruction()?.into(),
+            None => self.ws.reconstruction().into(),
+        };
         let x = self.filter.as_ref().map_or(x, NormFilter::kept);
         let explained = if self.normalizer.is_per_row() {
             // These modes are undone on the reconstruction: compare with the rows as they came.
-            let mut x_hat = self.ws.reconstruction().to_vec();
-            self.normalizer.undo(&self.scales, self.d_in, &mut x_hat);
+            self.normalizer.undo(&self.scales, self.d_in, x_hat.to_mut());
             ExplainedVariance::of(x, &x_hat, self.d_in)
         } else {
-            ExplainedVariance::of(&self.scaled, self.ws.reconstruction(), self.d_in)
+            ExplainedVariance::of(&self.scaled, &x_hat, self.d_in)
         };
         let (own_losses, own_details) = self.own_values();
-        LogLine {
+        Ok(LogLine {
             step: self.steps,
             overall_loss: self.losses.overall,
             mse_loss: self.losses.mse,
@@ -219,11 +300,15 @@ impl Trainer {
             learning_rate: learning_rate(&self.train, self.steps),
             n_training_samples: self.steps * self.train.batch_size as u64,
             own_details,
-        }
+        })
     }
 
     /// Ends the run: folds what can be folded, so that the SAE takes activations as the model makes them.
-    pub fn finish(self, pool: &Pool) -> Trained {
+    ///
+    /// # Errors
+    /// The device fails, in a run on one.
+    pub fn finish(mut self, pool: &Pool) -> Result<Trained, TrainError> {
+        self.download()?;
         let mut topk_threshold = self.threshold_now();
         let mut cfg = self.sae;
         let mut params = self.params;
@@ -254,12 +339,12 @@ impl Trainer {
             params.threshold = vec![topk_threshold as f32; cfg.d_sae];
             cfg.architecture = Architecture::jumprelu_trained_otherwise();
         }
-        Trained {
+        Ok(Trained {
             sparsity: self.firing.log10_frequency(),
             losses: self.losses,
             l0: self.firing.l0(),
             n_dead: self.firing.n_dead(self.train.dead_feature_window),
             sae: Sae { cfg, d_in: self.d_in, params },
-        }
+        })
     }
 }

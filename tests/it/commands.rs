@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
+    os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -103,10 +104,13 @@ fn what_is_wrong_is_told_before_anything_starts() {
     let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
     assert!(stderr.contains("blocks.9.hook_mlp_out"), "{stderr}");
     sweep.edit("blocks.9.hook_mlp_out", "blocks.1.hook_mlp_out");
-    sweep.edit("cpu_slots = 2", "use = [\"cuda\"]");
-    let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
-    assert!(stderr.contains("CPU only"), "{stderr}");
-    sweep.edit("use = [\"cuda\"]", "cpu_slot = 2");
+    if !cfg!(feature = "cuda") {
+        sweep.edit("cpu_slots = 2", "use = [\"cuda\"]");
+        let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
+        assert!(stderr.contains("cargo build --release --features cuda"), "{stderr}");
+        sweep.edit("use = [\"cuda\"]", "cpu_slots = 2");
+    }
+    sweep.edit("cpu_slots = 2", "cpu_slot = 2");
     let (_, stderr) = sweep.expect(&["run", "sweep.toml"], 2);
     assert!(stderr.contains("cpu_slots"), "{stderr}");
     assert!(!sweep.run_dir().exists());
@@ -156,6 +160,17 @@ fn start_as(
     mut command: Command,
     is_ready: impl Fn(&Path) -> bool,
 ) -> (Child, BufReader<std::process::ChildStderr>) {
+    // A shell starts what it puts in the background with interrupts ignored, and saesweep honours that; the tests
+    // may have been started so themselves.
+    let heed_interrupts = || {
+        // SAFETY: `signal` may be called between fork and exec, and the default is no handler of ours.
+        if unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) } == libc::SIG_ERR {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(heed_interrupts) };
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();

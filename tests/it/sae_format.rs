@@ -344,9 +344,9 @@ fn folders_for_the_sae_lens_script_are_written() {
         let params = sae::init(&config.sae, d_in, 1);
         let mut trainer = Trainer::new(&config.sae, &config.train, d_in, params, normalizer, &pool);
         for _ in 0..10 {
-            assert!(trainer.step(&pool, &x).is_finite());
+            assert!(trainer.step(&pool, &x).unwrap().is_finite());
         }
-        let trained = trainer.finish(&pool);
+        let trained = trainer.finish(&pool).unwrap();
         let folder = root.join(name);
         save(&folder, &trained.sae, Some(&trained.sparsity), &info(config)).unwrap();
         let (acts, x_hat) = forward(&load(&folder).unwrap(), &x);

@@ -4,7 +4,7 @@ use super::small_trial::small_trial;
 use saesweep::{
     kernels::{Pool, Shape, Workspace},
     store::{EvalPart, FORMAT_VERSION, Store, StoreIdentity, StoreLabel, StoreWriter, WriterStart},
-    train::{Hooks, TrainError, TrainOutcome, Trained, train},
+    train::{Backend, Hooks, TrainError, TrainOutcome, Trained, train},
     trial::{
         Architecture, NormalizeActivations, OnFailure, RunConfig, SequenceSeparator, StoreDtype, TrialId,
         TrialJob,
@@ -127,7 +127,7 @@ fn run(
         },
         now_secs: &|| 0.0,
     };
-    train(folder, job, store, &Pool::new(threads), hooks)
+    train(folder, job, store, &Pool::new(threads), &Backend::Kernels, hooks)
 }
 
 fn finish(folder: &Path, job: &TrialJob, store: &Store, threads: usize) -> (Trained, Vec<u8>) {
