@@ -45,7 +45,7 @@ pub(super) fn run(shared: &Shared, args: &RunArgs, console: &Console) -> Result<
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     let (data, finished) = runtime.block_on(coordinate(shared, args, console, sweep))?;
     print_best(&data, args.format, &RunDir::new(&data.folder))?;
-    Ok(exit(&data, finished, args, console))
+    Ok(exit(&data, finished, console))
 }
 
 async fn coordinate(
@@ -263,7 +263,7 @@ fn counts(data: &RunData) -> Vec<(Outcome, usize)> {
     Outcome::ALL.into_iter().map(|outcome| (outcome, count(outcome))).collect()
 }
 
-fn exit(data: &RunData, finished: FinishReason, args: &RunArgs, console: &Console) -> Exit {
+fn exit(data: &RunData, finished: FinishReason, console: &Console) -> Exit {
     let remaining = data.trials.iter().filter(|trial| !trial.outcome.is_final()).count();
     let bad = data
         .trials
@@ -284,8 +284,8 @@ fn exit(data: &RunData, finished: FinishReason, args: &RunArgs, console: &Consol
         }
         FinishReason::Interrupted => {
             let trials = show::plural(remaining, "trial");
-            let sweep = args.sweep.sweep.display();
-            console.note(&format!("interrupted: {trials} to go; continue with `saesweep run {sweep}`"));
+            let same = show::shell_words(std::env::args().skip(1));
+            console.note(&format!("interrupted: {trials} to go; continue with `saesweep {same}`"));
             Exit::Interrupted
         }
     }

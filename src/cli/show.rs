@@ -3,7 +3,7 @@
 use super::CliError;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value;
-use std::io::Write;
+use std::{borrow::Cow, io::Write};
 
 /// Prints to stdout.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
@@ -127,10 +127,24 @@ pub(super) fn plural(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
+/// Arguments as they are typed into a shell.
+pub(super) fn shell_words(args: impl Iterator<Item = String>) -> String {
+    // What cannot be quoted, an argument with a NUL, cannot have been typed either.
+    let quoted = args.map(|arg| shlex::try_quote(&arg).map_or_else(|_nul| arg.clone(), Cow::into_owned));
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_command_can_be_pasted_into_a_shell() {
+        let args = ["run", "my sweep.toml", "--set", "train.lr=1e-4", "--results", "/data/runs"];
+        let words = shell_words(args.iter().map(|&arg| arg.to_owned()));
+        assert_eq!(words, "run 'my sweep.toml' --set 'train.lr=1e-4' --results /data/runs");
+    }
 
     #[test]
     fn sizes_times_and_numbers() {

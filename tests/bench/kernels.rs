@@ -11,6 +11,9 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark's table is its output")]
 
+mod limits;
+
+use limits::{bandwidth, product_rate};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -56,6 +59,12 @@ struct Case {
     batch: usize,
     l0: usize,
     threads: usize,
+}
+
+impl Case {
+    fn shape(&self) -> Shape {
+        Shape { d_in: self.d_in, d_sae: self.d_sae, batch: self.batch }
+    }
 }
 
 impl fmt::Display for Case {
@@ -212,7 +221,7 @@ impl Problem {
         Self {
             kind,
             l0,
-            ws: Workspace::new(Shape { d_in, d_sae, batch }, &pool),
+            ws: Workspace::new(case.shape(), &pool),
             pool,
             grads: params.zeros_like(),
             m: params.zeros_like(),
@@ -347,86 +356,7 @@ fn print_ratios() {
     println!("\n  step ms  floor ms  ratio  case");
     for (case, secs) in &*fastest {
         let (rate, bytes) = limits[case.threads - 1];
-        let weights = (case.d_in * case.d_sae) as f64;
-        let floor = 2.0 * weights * case.batch as f64 / rate + 24.0 * 2.0 * weights / bytes;
+        let floor = limits::floor(case.shape(), rate, bytes);
         println!("{:9.1} {:9.1} {:6.2}  {case}", secs * 1e3, floor * 1e3, secs / floor);
     }
-}
-
-/// Operations per second of a large f32 product with the `gemm` crate, shared out by columns.
-fn product_rate(threads: usize) -> f64 {
-    let (d_in, d_sae, batch) = (1024, 8192, 1024);
-    let pool = Pool::new(threads);
-    let (x, w) = (vec![0.5_f32; batch * d_in], vec![0.25_f32; d_sae * d_in]);
-    let mut out = vec![0.0_f32; d_sae * batch];
-    let secs = fastest_of(5, || {
-        let share = d_sae / threads;
-        let parts: Vec<Mutex<&mut [f32]>> = out.chunks_exact_mut(share * batch).map(Mutex::new).collect();
-        pool.run(threads, &|index| {
-            let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
-            let w = &w[index * share * d_in..][..share * d_in];
-            // SAFETY: `out` has `share` rows of B values, `w` `share` rows and `x` B rows of D values.
-            unsafe {
-                gemm::gemm(
-                    share,
-                    batch,
-                    d_in,
-                    part.as_mut_ptr(),
-                    1,
-                    batch as isize,
-                    false,
-                    w.as_ptr(),
-                    1,
-                    d_in as isize,
-                    x.as_ptr(),
-                    d_in as isize,
-                    1,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    gemm::Parallelism::None,
-                );
-            }
-        });
-    });
-    2.0 * (d_in * d_sae * batch) as f64 / secs
-}
-
-/// Bytes per second read and written by a pass over three arrays that changes all of them.
-fn bandwidth(threads: usize) -> f64 {
-    const LEN: usize = 16 << 20;
-    let pool = Pool::new(threads);
-    let mut arrays = [vec![1.0_f32; LEN], vec![1.0_f32; LEN], vec![1.0_f32; LEN]];
-    let secs = fastest_of(5, || {
-        let [a, b, c] = &mut arrays;
-        let parts: Vec<_> = a
-            .chunks_mut(1 << 16)
-            .zip(b.chunks_mut(1 << 16))
-            .zip(c.chunks_mut(1 << 16))
-            .map(|((a, b), c)| Mutex::new((a, b, c)))
-            .collect();
-        pool.run(parts.len(), &|index| {
-            let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
-            let (a, b, c) = &mut *part;
-            for ((a, b), c) in a.iter_mut().zip(b.iter_mut()).zip(c.iter_mut()) {
-                *b = 0.9 * *b + 0.1 * *a;
-                *c = 0.9 * *c + 0.1 * *a;
-                *a -= 1e-3 * *b * *c;
-            }
-        });
-    });
-    (24 * LEN) as f64 / secs
-}
-
-fn fastest_of(n: usize, mut run: impl FnMut()) -> f64 {
-    run();
-    (0..n)
-        .map(|_| {
-            let start = Instant::now();
-            run();
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min)
 }

@@ -1,71 +1,83 @@
-//! Times whole training steps of the standard SAE, the bookkeeping of firing latents included, on a problem read
-//! from a file, for comparisons with other trainers: `against_saelens.py` beside this file writes the problem, runs
-//! this program and SAELens on it in one go, and prints the ratio. Prints one JSON object.
+//! Times whole training steps, the bookkeeping of firing latents included, on a problem read from files, for
+//! comparisons with other trainers: `peers.py` beside this file writes the problem, runs this program and the
+//! others on it in one go, and prints ratios. Prints one JSON object.
 //!
-//! Usage: `step PROBLEM.safetensors --threads N --lr LR --l1 L1`, where the file holds `batches` (S, B, D), one
-//! batch per step, and the initial `w_enc` (F, D), `w_dec` (F, D), `b_enc` (F), `b_dec` (D), all float32.
+//! `step PROBLEM.safetensors SETTINGS.json --threads N` trains: the problem holds `batches` (S, B, D), one batch per
+//! step, and the initial parameters under their names in `kernels::Params`, all float32 and (F, D) where they are
+//! matrices; the settings are those of a trial, `{"sae": {…}, "train": {…}}`.
+//!
+//! `step --limits D_IN D_SAE BATCH --threads N` measures the floor of a step on this machine instead.
 
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
+mod limits;
+
 use saesweep::{
-    kernels::{Params, Pool},
+    kernels::{Isa, Params, Pool, Shape},
     sae::Normalizer,
     train::Trainer,
-    trial::{NormalizeActivations, SaeConfig, TrainConfig},
+    trial::{SaeConfig, TrainConfig},
 };
 use safetensors::SafeTensors;
+use serde_json::{Value, json};
 use std::time::Instant;
 
 fn floats(file: &SafeTensors<'_>, name: &str) -> (Vec<usize>, Vec<f32>) {
-    let view = file.tensor(name).unwrap_or_else(|err| panic!("tensor `{name}`: {err}"));
-    (view.shape().to_vec(), bytemuck::pod_collect_to_vec(view.data()))
-}
-
-/// Value of the option `--name`.
-fn option<T: std::str::FromStr>(args: &[String], name: &str, default: T) -> T {
-    let value = args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
-    value.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("`{name} {value}` is no number")))
+    // A parameter that an architecture does not have is empty.
+    file.tensor(name).map_or_else(
+        |_missing| (vec![0], Vec::new()),
+        |view| (view.shape().to_vec(), bytemuck::pod_collect_to_vec(view.data())),
+    )
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let Some(path) = args.first().filter(|arg| !arg.starts_with("--")) else {
-        return; // `cargo bench` without arguments: nothing to compare with
+    let mut args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let threads = match args.iter().position(|arg| arg == "--threads") {
+        Some(at) => args.drain(at..).nth(1).and_then(|n| n.parse().ok()).expect("`--threads` takes a number"),
+        None => 1,
     };
-    let threads: usize = option(&args, "--threads", 1);
-    let lr: f64 = option(&args, "--lr", 5e-5);
-    let l1_coefficient: f64 = option(&args, "--l1", 5.0);
+    let result = match &args[..] {
+        [flag, shape @ ..] if flag == "--limits" => measure_limits(shape, threads),
+        [problem, settings] => time_steps(problem, settings, threads),
+        _ => return, // `cargo bench` without arguments: nothing to compare with
+    };
+    println!("{result}");
+}
 
-    let bytes = std::fs::read(path).expect("the problem file can be read");
+fn measure_limits(shape: &[String], threads: usize) -> Value {
+    let numbers: Vec<usize> = shape.iter().map(|n| n.parse().expect("sizes are numbers")).collect();
+    let [d_in, d_sae, batch] = numbers[..] else { panic!("`--limits` takes D_IN D_SAE BATCH") };
+    let (rate, bandwidth) = (limits::product_rate(threads), limits::bandwidth(threads));
+    json!({
+        "product_gflops": rate / 1e9,
+        "bandwidth_gb": bandwidth / 1e9,
+        "floor_secs": limits::floor(Shape { d_in, d_sae, batch }, rate, bandwidth),
+        "isa": Isa::detect().name(),
+    })
+}
+
+fn time_steps(problem: &str, settings: &str, threads: usize) -> Value {
+    let bytes = std::fs::read(problem).expect("the problem file can be read");
     let file = SafeTensors::deserialize(&bytes).expect("the problem is a safetensors file");
     let (shape, batches) = floats(&file, "batches");
-    let [n_steps, batch, d_in] = shape[..] else { panic!("`batches` must be (S, B, D)") };
+    let [_, batch, d_in] = shape[..] else { panic!("`batches` must be (S, B, D)") };
+    let get = |name| floats(&file, name).1;
     let params = Params {
-        w_enc: floats(&file, "w_enc").1,
-        w_dec: floats(&file, "w_dec").1,
-        b_enc: floats(&file, "b_enc").1,
-        b_dec: floats(&file, "b_dec").1,
-        ..Params::default()
+        w_enc: get("w_enc"),
+        w_dec: get("w_dec"),
+        b_enc: get("b_enc"),
+        b_dec: get("b_dec"),
+        threshold: get("threshold"),
+        r_mag: get("r_mag"),
+        b_mag: get("b_mag"),
     };
-    let tokens = (n_steps * batch) as u64;
-    let settings = serde_json::json!({
-        "sae": {
-            "d_sae": params.b_enc.len(), "apply_b_dec_to_input": false, "normalize_activations": "none",
-            "decoder_init_norm": 0.1, "architecture": "standard", "l1_coefficient": l1_coefficient,
-            "lp_norm": 1.0, "l1_warm_up_steps": 0,
-        },
-        "train": {
-            "tokens": tokens, "batch_size": batch, "lr": lr, "lr_end": lr / 10.0,
-            "lr_scheduler_name": "constant", "lr_warm_up_steps": 0, "lr_decay_steps": 0,
-            "n_restart_cycles": 1, "adam_beta1": 0.9, "adam_beta2": 0.999, "seed": 0, "data_seed": 0,
-            "dead_feature_window": 1000, "feature_sampling_window": 1000,
-        },
-    });
+    let settings: Value = serde_json::from_slice(&std::fs::read(settings).expect("the settings can be read"))
+        .expect("the settings are JSON");
     let sae: SaeConfig = serde_json::from_value(settings["sae"].clone()).expect("these are SAE settings");
     let train: TrainConfig =
         serde_json::from_value(settings["train"].clone()).expect("these are training settings");
     let pool = Pool::new(threads);
-    let normalizer = Normalizer::run_time(NormalizeActivations::None);
+    let normalizer = Normalizer::run_time(sae.normalize_activations);
     let mut trainer = Trainer::new(&sae, &train, d_in, params, normalizer, &pool);
 
     let (mut secs, mut losses, mut l0) = (Vec::new(), Vec::new(), Vec::new());
@@ -76,5 +88,5 @@ fn main() {
         losses.push(out.overall);
         l0.push(out.l0);
     }
-    println!("{}", serde_json::json!({ "secs": secs, "losses": losses, "l0": l0, "threads": threads }));
+    json!({ "secs": secs, "losses": losses, "l0": l0, "threads": threads })
 }
