@@ -4,8 +4,10 @@
 //! defaults live in `spec/defaults.toml` alone, and `spec` is the only place that builds one from user
 //! input. Start with [`TrialConfig`]; [`TrialJob`] is what a trial process reads from its `config.toml`.
 
+mod options;
 mod source;
 
+pub use options::{BDecInit, TrainOptions};
 pub use source::{ActivationSource, FilesConfig, ToyConfig};
 
 use serde::{Deserialize, Serialize};
@@ -335,6 +337,9 @@ pub struct TrainConfig {
     pub dead_feature_window: u64,
     /// Steps over which firing frequencies are counted.
     pub feature_sampling_window: u64,
+    /// What SAELens does not have.
+    #[serde(flatten)]
+    pub options: TrainOptions,
 }
 
 impl TrainConfig {

@@ -24,11 +24,10 @@ use crate::{
     hub::HubOptions,
     rundir::{Journal, RunDir, write_atomic},
     sched::{Core, FinishReason, Interrupts, Policy, SlotPlan, SlotRequest, find_slots, run as schedule},
-    slot::DeviceKind,
     spec::{self, Plan, PlannedTrial},
     table::{Outcome, RunData, best_trials},
     train,
-    trial::{Architecture, TrialConfig, TrialId},
+    trial::{TrialConfig, TrialId},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
@@ -162,16 +161,15 @@ async fn coordinate(
 
 fn slots(plan: &Plan, n_trials: usize) -> Result<SlotPlan, CliError> {
     let devices = &plan.spec.devices;
-    let cpu_only = plan.trials.iter().map(|trial| &trial.config.sae.architecture);
-    let cpu_only =
-        cpu_only.filter(|own| !train::can_train(DeviceKind::Cuda, own)).map(Architecture::name).next();
+    let mut configs = plan.trials.iter().map(|trial| &trial.config);
+    let cpu_only = configs.find_map(|config| train::cpu_only(&config.sae, &config.train));
     let request = SlotRequest {
         kinds: &devices.r#use,
         cpu_slots: devices.cpu_slots,
         threads_per_trial: devices.threads_per_trial,
         cores: cores(),
         n_trials,
-        cpu_only,
+        cpu_only: cpu_only.as_deref(),
     };
     Ok(find_slots(&request, &train::probe)?)
 }

@@ -3,6 +3,8 @@
 //! [`View`] reads a trial's settings with `auto` worked out; [`contradictions`] lists what cannot be. What
 //! needs the language model or the data (a hook that exists, enough text) is checked by those who open them.
 
+mod options;
+
 use super::{
     axes::significant,
     keys,
@@ -50,6 +52,7 @@ impl<'a> View<'a> {
             Some(Used::Schedulers(names)) => is_one_of("train.lr_scheduler_name", names),
             Some(Used::Starts(names)) => is_one_of("sae.init_from", names),
             Some(Used::DrawnJumpRelus) => self.uses(MODE) && is_one_of("sae.init_from", &[""]),
+            Some(Used::With(other)) => self.uses(other) && self.int(other).is_some_and(|n| n > 0),
             Some(Used::Always) | None => true,
         }
     }
@@ -86,9 +89,12 @@ pub(crate) struct Contradiction {
     pub(crate) hint: Option<String>,
 }
 
+/// What may find one.
+type Check = fn(View<'_>) -> Option<Contradiction>;
+
 /// Everything that is wrong with a trial's settings together. What is missing is not judged.
 pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
-    let checks = [
+    let checks: [Check; 12] = [
         tokens_fill_a_batch,
         store_fills_a_batch,
         held_out_fills_a_sequence,
@@ -105,7 +111,7 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
         features_can_be_that_active,
         special_tokens_exist,
     ];
-    checks.iter().filter_map(|check| check(view)).collect()
+    checks.iter().chain(options::CHECKS).filter_map(|check| check(view)).collect()
 }
 
 fn contradiction(keys: &'static [&'static str], found: String, expected: impl Into<String>) -> Contradiction {

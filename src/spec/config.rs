@@ -150,7 +150,7 @@ pub(crate) fn trial_config(view: View<'_>) -> TrialConfig {
         // What only another architecture or source uses is no part of the configuration; what its schedule or
         // sparsity loss does not read is, with its default.
         let is_foreign = match key.used {
-            Used::Architectures(_) | Used::Sources(_) => !view.uses(key.name),
+            Used::Architectures(_) | Used::Sources(_) | Used::With(_) => !view.uses(key.name),
             Used::Modes(_) | Used::DrawnJumpRelus => !view.uses(MODE),
             Used::Schedulers(_) | Used::Starts(_) | Used::Always => false,
         };

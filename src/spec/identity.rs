@@ -9,13 +9,16 @@
 //!   are absent (and `activations.source` itself where it is the default, a language model, and `sae.init_from`
 //!   where nothing is started from); a learning rate that no schedule reads has its default, and so have the
 //!   settings of weights that are not drawn; so none of them can tell two equal trials apart;
-//! - defaults filled in and `auto` worked out, so that writing a default changes nothing.
+//! - defaults filled in and `auto` worked out, so that writing a default changes nothing;
+//! - options beyond SAELens ([`TrainOptions`]) only where they are on, so that a trial keeps its id when the
+//!   program gets another one.
 //!
 //! Device, threads, folders, `[run]` and `[sweep]` are no part of a configuration. The id is the first 12
 //! hexadecimal digits of the BLAKE3 hash of this text. A change of the form raises the number in the first
 //! line.
 
-use crate::trial::{TrialConfig, TrialId};
+use super::keys::{Used, find};
+use crate::trial::{TrainOptions, TrialConfig, TrialId};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -31,7 +34,24 @@ pub fn flat(config: &TrialConfig) -> BTreeMap<String, Value> {
     let value = serde_json::to_value(config).expect("invariant: a configuration is plain data");
     let mut flat = BTreeMap::new();
     flatten("", value, &mut flat);
+    let is_above_zero = |other: &str| flat.get(other).and_then(Value::as_u64).is_some_and(|n| n > 0);
+    let foreign: Vec<String> = flat
+        .keys()
+        .filter(|name| match find(name).map(|key| key.used) {
+            Some(Used::Architectures(names)) => !names.contains(&config.sae.architecture.name()),
+            Some(Used::With(other)) => !is_above_zero(other),
+            Some(Used::Modes(_) | Used::Schedulers(_) | Used::Always) | None => false,
+        })
+        .cloned()
+        .collect();
+    foreign.iter().for_each(|name| drop(flat.remove(name)));
     flat
+}
+
+/// Whether this setting is an option beyond SAELens and has the value that means it is not used.
+pub(crate) fn is_option_off(name: &str, value: &Value) -> bool {
+    let off = serde_json::to_value(TrainOptions::default()).expect("invariant: options are plain data");
+    name.strip_prefix("train.").is_some_and(|name| off.get(name) == Some(value))
 }
 
 fn flatten(prefix: &str, value: Value, flat: &mut BTreeMap<String, Value>) {
@@ -51,7 +71,7 @@ fn flatten(prefix: &str, value: Value, flat: &mut BTreeMap<String, Value>) {
 /// The canonical form; see the module's page.
 pub fn canonical(config: &TrialConfig) -> String {
     let mut text = HEADER.to_owned();
-    for (key, value) in flat(config) {
+    for (key, value) in flat(config).into_iter().filter(|(key, value)| !is_option_off(key, value)) {
         writeln!(text, "{key}={}", canonical_value(&value)).expect("invariant: writing to a string succeeds");
     }
     text

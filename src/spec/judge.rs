@@ -63,15 +63,17 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
     };
     let any_uses = |name: &str| expander.considered.iter().any(|trial| View::new(&trial.settings).uses(name));
     for key in trial_keys() {
+        let one_of = |names: &[&str]| format!("= {}", listed(names).replace(", ", " or "));
         let (decider, users) = match key.used {
             Used::Always => continue,
-            Used::Sources(names) => ("activations.source", names),
-            Used::Architectures(names) => ("sae.architecture", names),
-            Used::Modes(names) => (MODE, names),
-            Used::Schedulers(names) => ("train.lr_scheduler_name", names),
-            Used::Starts(names) => ("sae.init_from", names),
-            Used::DrawnJumpRelus if any_uses(MODE) => ("sae.init_from", [""].as_slice()),
-            Used::DrawnJumpRelus => ("sae.architecture", ["jumprelu"].as_slice()),
+            Used::Sources(names) => ("activations.source", one_of(names)),
+            Used::Architectures(names) => ("sae.architecture", one_of(names)),
+            Used::Modes(names) => (MODE, one_of(names)),
+            Used::Schedulers(names) => ("train.lr_scheduler_name", one_of(names)),
+            Used::Starts(names) => ("sae.init_from", one_of(names)),
+            Used::DrawnJumpRelus if any_uses(MODE) => ("sae.init_from", one_of(&[""])),
+            Used::DrawnJumpRelus => ("sae.architecture", one_of(&["jumprelu"])),
+            Used::With(other) => (other, "above 0".to_owned()),
         };
         if !decider_is_known(decider) {
             continue;
@@ -98,7 +100,7 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
             key: key.name.to_owned(),
             fault: Fault::NoEffect,
             found: format!("no trial uses it: {decider} is {} in all of them", words.join(" or ")),
-            expected: format!("a trial with {decider} = {}", listed(users).replace(", ", " or ")),
+            expected: format!("a trial with {decider} {users}"),
             hint: None,
         });
     }
@@ -185,6 +187,7 @@ fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<S
                 Some(Used::Modes(_)) if view.uses(MODE) => MODE,
                 Some(Used::Starts(_)) => "sae.init_from",
                 Some(Used::DrawnJumpRelus) if view.uses(MODE) => "sae.init_from",
+                Some(Used::With(other)) if view.uses(other) => other,
                 _ => "sae.architecture",
             };
             let word = b.settings.get(decider).map(Setting::to_toml).unwrap_or_default();

@@ -6,7 +6,7 @@
 use Kind::{Bool, Folder, Paths, Text, Word, Words};
 use Presence::{Auto, Default, Optional, Required};
 use Scope::{Sweep, Trial};
-use Used::{Always, Architectures, DrawnJumpRelus, Modes, Schedulers, Sources, Starts};
+use Used::{Always, Architectures, DrawnJumpRelus, Modes, Schedulers, Sources, Starts, With};
 
 /// What may be written as a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -122,6 +122,8 @@ pub(crate) enum Used {
     Starts(&'static [&'static str]),
     /// JumpReLUs whose weights are drawn at random.
     DrawnJumpRelus,
+    /// Those that use this setting, a whole number, at more than 0.
+    With(&'static str),
 }
 
 /// Whether a setting belongs to a trial or to the sweep as a whole.
@@ -179,6 +181,9 @@ const BATCHTOPK: Used = Architectures(&["batchtopk", "matryoshka_batchtopk"]);
 const MATRYOSHKA: Used = Architectures(&["matryoshka_batchtopk"]);
 const JUMPRELU: Used = Architectures(&["jumprelu"]);
 const DRAWN: Used = Starts(&[""]);
+/// Those that encode by a matrix and a bias.
+const WITH_ENCODER: Used =
+    Architectures(&["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]);
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
 
 const fn int(min: i64) -> Kind {
@@ -310,6 +315,15 @@ pub(crate) const KEYS: &[Key] = &[
     key(Trial, "train.data_seed", int(0), Default),
     key(Trial, "train.dead_feature_window", int(1), Default),
     key(Trial, "train.feature_sampling_window", int(1), Default),
+    used("train.resample_every_steps", WITH_ENCODER, int(0), Default),
+    used("train.resample_until_step", With("train.resample_every_steps"), int(0), Default),
+    key(Trial, "train.normalize_sae_decoder", Bool, Default),
+    key(Trial, "train.b_dec_init_method", Word(&["zeros", "mean", "geometric_median"]), Default),
+    used("train.normalize_aux_loss", TOPK, Bool, Default),
+    used("train.k_anneal_steps", TOPK, int(0), Default),
+    used("train.k_start", With("train.k_anneal_steps"), Kind::Int { min: 0, max: MAX_SIZE }, Default),
+    key(Trial, "train.max_norm_multiple", at_least(0.0), Default),
+    used("train.topk_threshold_bias_correction", BATCHTOPK, Bool, Default),
     key(Trial, "eval.exclude_special_tokens", Bool, Default),
     key(Sweep, "run.retries", Kind::Int { min: 0, max: 1000 }, Default),
     key(Sweep, "run.on_failure", Word(&["continue", "stop"]), Default),

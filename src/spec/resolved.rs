@@ -3,7 +3,7 @@
 use super::{
     error::Place,
     expand::Parts,
-    identity::flat,
+    identity::{flat, is_option_off},
     keys::{KEYS, MODE, SECTIONS, Scope, Used, trial_keys},
     layers::Layers,
     plan::{Plan, PlannedTrial},
@@ -105,19 +105,20 @@ fn is_replaced_always(variation: &Variation<'_>, key: &str) -> bool {
     variation.given.is_empty() && variation.places.contains_key(key) && !repeats()
 }
 
-/// Settings that a trial reads.
+/// Settings that a trial reads, but for options that are off.
 fn used_keys(config: &TrialConfig) -> Vec<&'static str> {
     let flat = flat(config);
     let scheduler = flat.get("train.lr_scheduler_name").and_then(serde_json::Value::as_str);
     let mode = flat.get(MODE).and_then(serde_json::Value::as_str);
     trial_keys()
-        .filter(|key| flat.contains_key(key.name))
+        .filter(|key| flat.contains_key(key.name) && !is_option_off(key.name, &flat[key.name]))
         .filter(|key| match key.used {
             Used::Schedulers(names) => scheduler.is_some_and(|scheduler| names.contains(&scheduler)),
             Used::Modes(names) => mode.is_some_and(|mode| names.contains(&mode)),
             Used::Starts(names) => names.contains(&config.sae.init_from.as_str()),
             Used::DrawnJumpRelus => config.sae.init_from.is_empty(),
-            Used::Always | Used::Architectures(_) | Used::Sources(_) => true,
+            // Only settings that the trial's architecture, source and options use are there at all.
+            Used::Always | Used::Architectures(_) | Used::Sources(_) | Used::With(_) => true,
         })
         .map(|key| key.name)
         .collect()

@@ -1,6 +1,8 @@
 //! Tests of the whole way from text to plan.
 
+mod draws;
 mod identity;
+mod options;
 mod properties;
 mod sources;
 mod starts;
@@ -133,6 +135,9 @@ fn table_defaults_and_structs_name_the_same_settings() {
     for text in [TOY, FILES] {
         in_structs.extend(flat(&plan(text).trials[0].config).into_keys());
     }
+    // Some are there only where another one is on.
+    let on = ["sae.architecture=topk", "train.resample_every_steps=9", "train.k_anneal_steps=9"];
+    in_structs.extend(flat(&with_overrides("", &on).unwrap().trials[0].config).into_keys());
     let in_table: BTreeSet<String> = trial_keys().map(|key| key.name.to_owned()).collect();
     assert_eq!(in_structs, in_table);
 }
@@ -305,41 +310,6 @@ fn auto_follows_other_settings() {
     let written = with("lr_scheduler_name = \"cosineannealing\"\nlr_end = 3e-5\n[store]\ntokens = 1e6\n");
     let auto = with("lr_scheduler_name = \"cosineannealing\"\n");
     assert_eq!(ids(&written), ids(&auto));
-}
-
-#[test]
-fn draws_repeat_and_do_not_depend_on_their_number_or_on_other_axes() {
-    let random = |n: usize, more: &str| {
-        plan(&format!("{MINIMAL}[axes]\ntrain.lr = {{ log_uniform = [1e-5, 1e-2] }}\nsae.d_sae = {{ int_uniform = [10, 20] }}\n{more}").replace(
-            "name = \"toy\"",
-            &format!("name = \"toy\"\nstrategy = \"random\"\ntrials = {n}"),
-        ))
-    };
-    let (short, long) = (random(5, ""), random(12, ""));
-    assert_eq!(short.trials.len(), 5);
-    assert_eq!(ids(&short)[..], ids(&long)[..5]);
-    let wider = random(12, "sae.l1_coefficient = [1, 2, 4]\n");
-    assert_eq!(values(&wider, "train.lr"), values(&long, "train.lr"));
-    let other_seed = random(12, "[sweep]\n".replace("[sweep]\n", "").as_str());
-    assert_eq!(ids(&other_seed), ids(&long));
-    for value in values(&long, "train.lr") {
-        let text = format!("{:e}", value.as_f64().unwrap());
-        assert!(text.len() <= "1.23456e-5".len(), "{text} has at most 6 digits");
-    }
-}
-
-#[test]
-fn draws_are_made_up_for_until_there_are_no_more() {
-    let text = format!(
-        "{MINIMAL}[axes]\nsae.d_sae = {{ choice = [8, 16, 32, 64] }}\ntrain.seed = {{ repeats = 2 }}\n[[exclude]]\nwhen = \"sae.d_sae == 8\"\n"
-    );
-    let random = |n: usize| {
-        plan(&text.replace("name = \"toy\"", &format!("name = \"toy\"\nstrategy = \"random\"\ntrials = {n}")))
-    };
-    assert_eq!(random(3).trials.len(), 6);
-    let all = random(10);
-    assert_eq!(all.trials.len(), 6);
-    assert!(all.notes[0].starts_with("only 3 of 10 draws"), "{:?}", all.notes);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::{
     checkpoint::{self, CHECKPOINT_FOLDER},
     device::Backend,
     metrics::{LogLine, METRICS_FILE, MetricsFile},
+    prepare::prepare,
     trainer::{Trained, Trainer},
 };
 use crate::{
@@ -232,6 +233,7 @@ pub(super) fn run(
     let mut trainer = Trainer::new(sae, train, d_in, start.params, normalizer, pool);
     trainer.topk_threshold = start.topk_threshold;
     let mut metrics = resume(folder, job, &mut trainer)?;
+    prepare(&mut trainer, read_batch, pool)?;
     if let Backend::Tensors(device) = backend {
         trainer.move_to(device)?;
     }

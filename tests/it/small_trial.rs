@@ -2,7 +2,7 @@
 
 use saesweep::trial::{
     ActivationSource, Architecture, DataConfig, EvalConfig, LrScheduler, ModelConfig, NormalizeActivations,
-    SaeConfig, SequenceSeparator, StoreConfig, StoreDtype, TrainConfig, TrialConfig,
+    SaeConfig, SequenceSeparator, StoreConfig, StoreDtype, TrainConfig, TrainOptions, TrialConfig,
 };
 
 /// A standard SAE of 8 latents, with schedules off.
@@ -50,6 +50,7 @@ pub(crate) fn small_trial() -> TrialConfig {
             data_seed: 1,
             dead_feature_window: 10,
             feature_sampling_window: 10,
+            options: TrainOptions::default(),
         },
         eval: EvalConfig { exclude_special_tokens: false },
     }

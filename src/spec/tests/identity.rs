@@ -3,7 +3,7 @@
 use super::{
     super::{
         flat,
-        keys::{KEYS, Kind, Scope, Used},
+        keys::{KEYS, Kind, Scope, Used, find},
         load, trial_toml_snippet,
     },
     ids, of_architecture, source, with_overrides,
@@ -87,11 +87,15 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                         "train.lr_warm_up_steps"
                         | "train.lr_decay_steps"
                         | "sae.l1_warm_up_steps"
-                        | "sae.l0_warm_up_steps" => "9",
+                        | "sae.l0_warm_up_steps"
+                        | "train.resample_every_steps"
+                        | "train.k_anneal_steps" => "9",
+                        "train.k_start" => "200",
                         "devices.cpu_slots" | "devices.threads_per_trial" => "3",
                         _ => "5000",
                     },
                 ),
+                ("train.max_norm_multiple", _) => "1.5".to_owned(),
                 (_, Kind::Float(_)) => "0.123".to_owned(),
                 (_, Kind::Text { .. } | Kind::Folder) => "changed".to_owned(),
                 (_, Kind::Word(words)) => (*words.last().unwrap()).to_owned(),
@@ -99,7 +103,15 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                 (_, Kind::Paths) => "[\"changed\"]".to_owned(),
                 (_, Kind::Words(words)) => format!("[\"{}\"]", words[0]),
             };
-            let is_foreign = match key.used {
+            let mut overrides = vec![format!("{}={value}", key.name)];
+            let decider = match key.used {
+                Used::With(other) => {
+                    overrides.push(format!("{other}=10"));
+                    find(other).unwrap().used
+                }
+                used => used,
+            };
+            let is_foreign = match decider {
                 Used::Architectures(names) => !names.contains(&architecture),
                 Used::Modes(names) => architecture != "jumprelu" || !names.contains(&"tanh"),
                 Used::DrawnJumpRelus => architecture != "jumprelu",
@@ -109,7 +121,7 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
             if is_foreign {
                 continue;
             }
-            let changed = base(architecture, &[format!("{}={value}", key.name)]);
+            let changed = base(architecture, &overrides);
             if key.scope == Scope::Sweep {
                 assert_eq!(changed, unchanged, "{} is no part of an id", key.name);
             } else {
