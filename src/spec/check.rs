@@ -94,7 +94,7 @@ type Check = fn(View<'_>) -> Option<Contradiction>;
 
 /// Everything that is wrong with a trial's settings together. What is missing is not judged.
 pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
-    let checks: [Check; 12] = [
+    let checks: [Check; 15] = [
         tokens_fill_a_batch,
         store_fills_a_batch,
         held_out_fills_a_sequence,

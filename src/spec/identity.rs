@@ -40,7 +40,16 @@ pub fn flat(config: &TrialConfig) -> BTreeMap<String, Value> {
         .filter(|name| match find(name).map(|key| key.used) {
             Some(Used::Architectures(names)) => !names.contains(&config.sae.architecture.name()),
             Some(Used::With(other)) => !is_above_zero(other),
-            Some(Used::Modes(_) | Used::Schedulers(_) | Used::Always) | None => false,
+            // The others are absent from the configuration itself, or have a default.
+            Some(
+                Used::Sources(_)
+                | Used::Modes(_)
+                | Used::Schedulers(_)
+                | Used::Starts(_)
+                | Used::DrawnJumpRelus
+                | Used::Always,
+            )
+            | None => false,
         })
         .cloned()
         .collect();
