@@ -146,7 +146,7 @@ proptest! {
         problem.check();
     }
 
-    /// Rows that bytes represent all but exactly, and biases that cancel a latent's largest product up to the last
+    /// Rows that are bytes times a scale, exactly, and biases that cancel a latent's largest product up to the last
     /// bit: the rounding of the f32 chain alone decides.
     #[test]
     fn lists_are_the_same_where_rounding_decides(
@@ -158,8 +158,10 @@ proptest! {
         let Problem { params, x, .. } = &mut problem;
         params.b_dec.fill(0.0);
         for row in params.w_enc.chunks_exact_mut(d_in).chain(x.chunks_exact_mut(d_in)) {
-            row.fill_with(|| 0.1 * (numbers.next() % 255) as f32 - 12.7);
-            row[0] = 12.7;
+            // Seventeen bits times seven.
+            let size = 1.0 + (numbers.next() % (1 << 16)) as f32 / (1 << 16) as f32;
+            row.fill_with(|| size * ((numbers.next() % 255) as f32 - 127.0));
+            row[0] = 127.0 * size;
         }
         for (latent, bias) in params.b_enc.iter_mut().enumerate() {
             let weights = row(&params.w_enc, d_in, latent);
