@@ -68,6 +68,14 @@ pub(super) fn write(cfg: &SaeConfig, d_in: usize, info: &SaveInfo) -> String {
         top.insert("k", json!(k));
         top.insert("rescale_acts_by_decoder_norm", json!(rescale_acts_by_decoder_norm));
     }
+    if let Architecture::MatchingPursuit { residual_threshold, max_iterations, stop_on_duplicate_support } =
+        cfg.architecture
+    {
+        let iterations = if max_iterations == 0 { Value::Null } else { json!(max_iterations) };
+        top.insert("residual_threshold", json!(residual_threshold));
+        top.insert("max_iterations", iterations);
+        top.insert("stop_on_duplicate_support", json!(stop_on_duplicate_support));
+    }
     let mut text = serde_json::to_string_pretty(&top).expect("invariant: JSON values serialize");
     text.push('\n');
     text
@@ -186,6 +194,8 @@ fn details(cfg: &SaeConfig) -> Value {
             map.insert("pre_act_loss_coefficient", unless_zero(pre_act_loss_coefficient));
             map.insert("target_l0", unless_zero(target_l0));
         }
+        // All of its settings are needed for inference, too.
+        Architecture::MatchingPursuit { .. } => {}
     }
     json!(map)
 }
@@ -242,11 +252,23 @@ pub(super) fn read(text: &str) -> Result<(SaeConfig, usize), ConfigProblem> {
                 .unwrap_or(false),
             target_l0: detail("target_l0"),
         },
+        Some("matching_pursuit") => Architecture::MatchingPursuit {
+            // Without one of them, SAELens' defaults.
+            residual_threshold: match top.get("residual_threshold") {
+                None => 1e-2,
+                Some(value) => value.as_f64().ok_or_else(|| wrong(&top, "residual_threshold", "a number"))?,
+            },
+            max_iterations: match top.get("max_iterations") {
+                None | Some(Value::Null) => 0,
+                Some(_) => size(&top, "max_iterations")?,
+            },
+            stop_on_duplicate_support: flag(&top, "stop_on_duplicate_support", true)?,
+        },
         _ => {
             return Err(wrong(
                 &top,
                 "architecture",
-                "\"standard\", \"gated\", \"topk\", \"abstopk\" or \"jumprelu\"",
+                "\"standard\", \"gated\", \"topk\", \"abstopk\", \"jumprelu\" or \"matching_pursuit\"",
             ));
         }
     };

@@ -29,6 +29,7 @@ impl<'a> View<'a> {
                 Some(Setting::Float(significant(self.0.get("train.lr")?.as_float()? / 10.0, 15)))
             }
             "train.n_restart_cycles" if !self.uses(name) => Some(Setting::Int(1)),
+            "sae.decoder_init_norm" if !self.uses(name) => Some(Setting::Float(1.0)),
             "sae.jumprelu_tanh_scale" if !self.uses(name) => Some(Setting::Float(4.0)),
             "sae.target_l0" if !self.uses(name) => Some(Setting::Float(0.0)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
@@ -41,7 +42,9 @@ impl<'a> View<'a> {
         let is_one_of =
             |setting: &str, words: &[&str]| self.text(setting).is_some_and(|word| words.contains(&word));
         match keys::find(name).map(|key| key.used) {
-            Some(Used::Architectures(names)) => is_one_of("sae.architecture", names),
+            Some(Used::Architectures(names) | Used::ArchitecturesButFor(names, _)) => {
+                is_one_of("sae.architecture", names)
+            }
             Some(Used::Modes(names)) => self.uses(MODE) && is_one_of(MODE, names),
             Some(Used::Schedulers(names)) => is_one_of("train.lr_scheduler_name", names),
             Some(Used::Always) | None => true,
@@ -268,21 +271,30 @@ fn k_fits(view: View<'_>) -> Option<Contradiction> {
 
 fn normalisation_fits(view: View<'_>) -> Option<Contradiction> {
     let (architecture, mode) = (view.text("sae.architecture")?, view.text("sae.normalize_activations")?);
-    let what = match architecture {
-        "topk" | "batchtopk" | "matryoshka_batchtopk" | "abstopk" => "auxiliary loss on dead latents",
-        "gated" => "reconstruction by gates",
+    let of_row = ["constant_norm_rescale", "layer_norm"].as_slice();
+    let (unusable, why) = match architecture {
+        "topk" | "batchtopk" | "matryoshka_batchtopk" | "abstopk" => (
+            of_row,
+            "auxiliary loss on dead latents is not defined for modes that scale every row on its own",
+        ),
+        "gated" => {
+            (of_row, "reconstruction by gates is not defined for modes that scale every row on its own")
+        }
+        "matching_pursuit" => (
+            ["covariance_whitening"].as_slice(),
+            "encoder is the decoder's transpose, which whitening cannot be folded into",
+        ),
         _ => return None,
     };
-    matches!(mode, "layer_norm" | "constant_norm_rescale").then(|| Contradiction {
-        hint: Some(format!(
-            "{architecture}'s {what} is not defined for modes that scale every row on its own"
-        )),
+    let all =
+        ["none", "expected_average_only_in", "constant_norm_rescale", "layer_norm", "covariance_whitening"];
+    let usable: Vec<&str> = all.into_iter().filter(|mode| !unusable.contains(mode)).collect();
+    unusable.contains(&mode).then(|| Contradiction {
+        hint: Some(format!("{architecture}'s {why}")),
         ..contradiction(
             &["sae.normalize_activations", "sae.architecture"],
             format!("sae.normalize_activations = \"{mode}\" with sae.architecture = \"{architecture}\""),
-            format!(
-                "for {architecture}, one of \"none\", \"expected_average_only_in\", \"covariance_whitening\""
-            ),
+            format!("for {architecture}, one of {}", keys::listed(&usable)),
         )
     })
 }

@@ -60,7 +60,7 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
     for key in trial_keys() {
         let (decider, users) = match key.used {
             Used::Always => continue,
-            Used::Architectures(names) => ("sae.architecture", names),
+            Used::Architectures(names) | Used::ArchitecturesButFor(names, _) => ("sae.architecture", names),
             Used::Modes(names) => (MODE, names),
             Used::Schedulers(names) => ("train.lr_scheduler_name", names),
         };
@@ -89,7 +89,10 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
             fault: Fault::NoEffect,
             found: format!("no trial uses it: {decider} is {} in all of them", words.join(" or ")),
             expected: format!("a trial with {decider} = {}", listed(users).replace(", ", " or ")),
-            hint: None,
+            hint: match key.used {
+                Used::ArchitecturesButFor(_, why) => Some(why.to_owned()),
+                _ => None,
+            },
         });
     }
     problems

@@ -6,7 +6,7 @@
 use Kind::{Bool, Folder, Text, Word, Words};
 use Presence::{Auto, Default, Optional, Required};
 use Scope::{Sweep, Trial};
-use Used::{Always, Architectures, Modes, Schedulers};
+use Used::{Always, Architectures, ArchitecturesButFor, Modes, Schedulers};
 
 /// What may be written as a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,6 +109,8 @@ pub(crate) enum Used {
     Always,
     /// Those of these architectures.
     Architectures(&'static [&'static str]),
+    /// Those of these architectures; for the others it is what the text says, so it is part of every trial.
+    ArchitecturesButFor(&'static [&'static str], &'static str),
     /// JumpReLUs with these sparsity losses.
     Modes(&'static [&'static str]),
     /// Those with these learning rate schedules.
@@ -166,6 +168,11 @@ const TOPK: Used = Architectures(&["topk", "batchtopk", "matryoshka_batchtopk", 
 const BATCHTOPK: Used = Architectures(&["batchtopk", "matryoshka_batchtopk"]);
 const MATRYOSHKA: Used = Architectures(&["matryoshka_batchtopk"]);
 const JUMPRELU: Used = Architectures(&["jumprelu"]);
+const PURSUIT: Used = Architectures(&["matching_pursuit"]);
+const UNTIED: Used = ArchitecturesButFor(
+    &["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"],
+    "matching_pursuit starts from decoder rows of norm 1, whatever is written",
+);
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
 
 const fn int(min: i64) -> Kind {
@@ -224,7 +231,16 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         Trial,
         "sae.architecture",
-        Word(&["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]),
+        Word(&[
+            "standard",
+            "gated",
+            "topk",
+            "batchtopk",
+            "matryoshka_batchtopk",
+            "abstopk",
+            "jumprelu",
+            "matching_pursuit",
+        ]),
         Default,
     ),
     key(Trial, "sae.d_sae", Kind::Int { min: 1, max: MAX_SIZE }, Required),
@@ -241,7 +257,7 @@ pub(crate) const KEYS: &[Key] = &[
         ]),
         Default,
     ),
-    key(Trial, "sae.decoder_init_norm", at_least(0.0), Default),
+    used("sae.decoder_init_norm", UNTIED, at_least(0.0), Default),
     used("sae.l1_coefficient", WITH_L1, at_least(0.0), Default),
     used("sae.lp_norm", STANDARD, above(0.0), Default),
     used("sae.l1_warm_up_steps", WITH_L1, int(0), Default),
@@ -260,6 +276,9 @@ pub(crate) const KEYS: &[Key] = &[
     used("sae.jumprelu_tanh_scale", Modes(&["tanh"]), above(0.0), Default),
     used("sae.jumprelu_ste_to_input", JUMPRELU, Bool, Default),
     used("sae.target_l0", Modes(&["quadratic"]), at_least(0.0), Default),
+    used("sae.residual_threshold", PURSUIT, at_least(0.0), Default),
+    used("sae.max_iterations", PURSUIT, Kind::Int { min: 0, max: MAX_SIZE }, Default),
+    used("sae.stop_on_duplicate_support", PURSUIT, Bool, Default),
     key(Trial, "train.tokens", int(1), Required),
     key(Trial, "train.batch_size", Kind::Int { min: 1, max: MAX_SIZE }, Default),
     key(Trial, "train.lr", above(0.0), Default),

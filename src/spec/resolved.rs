@@ -107,11 +107,13 @@ fn used_keys(config: &TrialConfig) -> Vec<&'static str> {
     let flat = flat(config);
     let scheduler = flat.get("train.lr_scheduler_name").and_then(serde_json::Value::as_str);
     let mode = flat.get(MODE).and_then(serde_json::Value::as_str);
+    let architecture = config.sae.architecture.name();
     trial_keys()
         .filter(|key| flat.contains_key(key.name))
         .filter(|key| match key.used {
             Used::Schedulers(names) => scheduler.is_some_and(|scheduler| names.contains(&scheduler)),
             Used::Modes(names) => mode.is_some_and(|mode| names.contains(&mode)),
+            Used::ArchitecturesButFor(names, _) => names.contains(&architecture),
             Used::Always | Used::Architectures(_) => true,
         })
         .map(|key| key.name)

@@ -1,10 +1,11 @@
 //! Tests of the whole way from text to plan.
 
+mod architectures;
 mod properties;
 
 use super::{
     DEFAULTS_TOML, LocalName, Plan, SpecErrors, SpecSource, canonical, flat,
-    keys::{KEYS, Presence, Scope, trial_keys},
+    keys::{KEYS, Kind, Presence, Scope, Used, find, trial_keys},
     load, resolved_toml, trial_toml_snippet,
 };
 use serde_json::{Value, json};
@@ -41,6 +42,10 @@ fn with(more: &str) -> Plan {
 fn with_overrides(more: &str, overrides: &[&str]) -> Result<Plan, SpecErrors> {
     let overrides = overrides.iter().map(|text| (*text).to_owned()).collect();
     load(&SpecSource { overrides, ..source(&format!("{MINIMAL}{more}")) })
+}
+
+fn texts(all: &[String]) -> Vec<&str> {
+    all.iter().map(String::as_str).collect()
 }
 
 fn ids(plan: &Plan) -> Vec<String> {
@@ -91,30 +96,26 @@ fn table_defaults_and_structs_name_the_same_settings() {
         assert!(DEFAULTS_TOML.contains(&format!("\n# {last} = ")), "{} is documented", key.name);
     }
     let mut in_structs: BTreeSet<String> = BTreeSet::new();
-    for architecture in
-        ["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]
-    {
-        let plan = with_overrides("", &of_architecture(architecture)).unwrap();
+    for &architecture in architectures() {
+        let plan = with_overrides("", &texts(&of_architecture(architecture))).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
     let in_table: BTreeSet<String> = trial_keys().map(|key| key.name.to_owned()).collect();
     assert_eq!(in_structs, in_table);
 }
 
+/// Names of all architectures.
+fn architectures() -> &'static [&'static str] {
+    let Some(Kind::Word(names)) = find("sae.architecture").map(|key| key.kind) else {
+        panic!("it is a word")
+    };
+    names
+}
+
 /// What a trial of an architecture needs.
-fn of_architecture(name: &str) -> Vec<&str> {
-    match name {
-        "standard" => vec!["sae.architecture=standard"],
-        "gated" => vec!["sae.architecture=gated"],
-        "topk" => vec!["sae.architecture=topk"],
-        "batchtopk" => vec!["sae.architecture=batchtopk"],
-        "abstopk" => vec!["sae.architecture=abstopk"],
-        "jumprelu" => vec!["sae.architecture=jumprelu"],
-        "matryoshka_batchtopk" => {
-            vec!["sae.architecture=matryoshka_batchtopk", "sae.matryoshka_widths=[64, 512]"]
-        }
-        other => panic!("{other}"),
-    }
+fn of_architecture(name: &str) -> Vec<String> {
+    let widths = (name == "matryoshka_batchtopk").then_some("sae.matryoshka_widths=[64, 512]");
+    [format!("sae.architecture={name}")].into_iter().chain(widths.map(str::to_owned)).collect()
 }
 
 fn collect(prefix: &str, value: &toml::Value, names: &mut BTreeSet<String>) {
@@ -134,11 +135,11 @@ fn collect(prefix: &str, value: &toml::Value, names: &mut BTreeSet<String>) {
 #[test]
 fn words_of_the_table_are_those_of_the_structs() {
     for key in trial_keys() {
-        let super::keys::Kind::Word(words) = key.kind else { continue };
+        let Kind::Word(words) = key.kind else { continue };
         for word in words {
             // Only a target brings a further required setting.
             let mut overrides = vec![format!("{}={word}", key.name)];
-            if let super::keys::Used::Architectures(names) = key.used {
+            if let Used::Architectures(names) = key.used {
                 overrides.push(format!("sae.architecture={}", names[0]));
             }
             if *word == "matryoshka_batchtopk" {
@@ -314,73 +315,6 @@ fn a_setting_that_a_trial_does_not_use_is_not_in_it() {
 }
 
 #[test]
-fn a_configuration_comes_back_from_its_file() {
-    let architectures = [
-        vec!["sae.architecture=batchtopk", "sae.k=32"],
-        vec!["sae.architecture=batchtopk", "sae.k=12.5"],
-        vec!["sae.architecture=matryoshka_batchtopk", "sae.matryoshka_widths=[64, 5e2, 512]"],
-        vec!["sae.architecture=jumprelu"],
-        vec!["sae.architecture=gated"],
-    ];
-    for overrides in architectures {
-        let plan = with_overrides("", &overrides).unwrap_or_else(|errors| panic!("{errors}"));
-        let config = &plan.trials[0].config;
-        let text = toml::to_string(config).unwrap();
-        assert_eq!(&toml::from_str::<crate::trial::TrialConfig>(&text).unwrap(), config, "{text}");
-        let text = serde_json::to_string(config).unwrap();
-        assert_eq!(&serde_json::from_str::<crate::trial::TrialConfig>(&text).unwrap(), config, "{text}");
-        // The snippet of a report is a sweep of the same trial.
-        let again = load(&source(&format!("[sweep]\nname = \"again\"\n{}", trial_toml_snippet(config))));
-        assert_eq!(ids(&again.unwrap_or_else(|errors| panic!("{errors}"))), ids(&plan));
-    }
-}
-
-#[test]
-fn settings_of_a_sparsity_loss_count_only_with_it() {
-    let jumprelu = |overrides: &[&str]| {
-        let overrides = [&["sae.architecture=jumprelu", "sae.l0_coefficient=0.1"], overrides].concat();
-        with_overrides("", &overrides).unwrap_or_else(|errors| panic!("{errors}"))
-    };
-    let mode =
-        |mode: &str, more: &str| ids(&jumprelu(&[&format!("sae.jumprelu_sparsity_loss_mode={mode}"), more]));
-    assert_ne!(mode("tanh", "sae.jumprelu_tanh_scale=4.0"), mode("tanh", "sae.jumprelu_tanh_scale=3.0"));
-    assert_ne!(mode("quadratic", "sae.target_l0=20"), mode("quadratic", "sae.target_l0=30"));
-
-    // A target that only one of two modes reads leaves the other's trial what it is without.
-    let modes = "[axes]\nsae.jumprelu_sparsity_loss_mode = [\"step\", \"quadratic\"]\n";
-    let both = with_overrides(
-        modes,
-        &[
-            "sae.architecture=jumprelu",
-            "sae.l0_coefficient=0.1",
-            "sae.target_l0=20",
-            "sae.jumprelu_tanh_scale=4",
-        ],
-    );
-    assert!(both.unwrap_err().to_string().contains("sae.jumprelu_tanh_scale"), "no trial uses it");
-    let both =
-        with_overrides(modes, &["sae.architecture=jumprelu", "sae.l0_coefficient=0.1", "sae.target_l0=20"]);
-    let both = both.unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(ids(&both), [ids(&jumprelu(&[])), mode("quadratic", "sae.target_l0=20")].concat());
-    assert_eq!(values(&both, "sae.target_l0"), [json!(0.0), json!(20.0)]);
-}
-
-#[test]
-fn an_l0_coefficient_where_nothing_changes_is_told() {
-    let notes = |mode: &str, coefficient: &str| {
-        let (mode, coefficient) =
-            (format!("sae.jumprelu_sparsity_loss_mode={mode}"), format!("sae.l0_coefficient={coefficient}"));
-        with_overrides("", &["sae.architecture=jumprelu", &mode, &coefficient, "sae.target_l0=9"])
-            .or_else(|_| with_overrides("", &["sae.architecture=jumprelu", &mode, &coefficient]))
-            .unwrap()
-            .notes
-    };
-    assert!(notes("step", "5.0")[0].starts_with("1 trial has sae.l0_coefficient above 1"));
-    assert_eq!(notes("step", "1.0"), Vec::<String>::new());
-    assert_eq!(notes("quadratic", "5.0"), Vec::<String>::new());
-}
-
-#[test]
 fn numbers_are_one_value_however_written() {
     let mut all = BTreeSet::new();
     for tokens in ["3e6", "3000000.0", "3_000_000", "3000000", "0x2DC6C0", "+3.0E6"] {
@@ -401,13 +335,10 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
             all.push("sae.jumprelu_sparsity_loss_mode=tanh".to_owned());
         }
         all.extend(overrides.iter().cloned());
-        let all: Vec<&str> =
-            of_architecture(architecture).into_iter().chain(all.iter().map(String::as_str)).collect();
-        ids(&with_overrides("", &all).unwrap_or_else(|errors| panic!("{errors}")))
+        let all = [of_architecture(architecture), all].concat();
+        ids(&with_overrides("", &texts(&all)).unwrap_or_else(|errors| panic!("{errors}")))
     };
-    for architecture in
-        ["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]
-    {
+    for &architecture in architectures() {
         let unchanged = base(architecture, &[]);
         let mut seen = BTreeMap::from([(unchanged[0].clone(), "nothing")]);
         for key in KEYS {
@@ -418,39 +349,42 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                 ("sae.matryoshka_widths", _) => "[32, 512]".to_owned(),
                 ("sae.jumprelu_sparsity_loss_mode", _) => "step".to_owned(),
                 ("sweep.trials", _) => continue,
+                ("sae.normalize_activations", _) if architecture == "matching_pursuit" => {
+                    "layer_norm".to_owned()
+                }
                 ("sae.normalize_activations", _) => "covariance_whitening".to_owned(),
                 ("train.lr_scheduler_name", _) => "cosineannealing".to_owned(),
                 ("sweep.strategy" | "sweep.objective.metric", _) => continue,
-                (_, super::keys::Kind::Bool) => {
-                    let plan = with_overrides("", &of_architecture(architecture)).unwrap();
+                (_, Kind::Bool) => {
+                    let plan = with_overrides("", &texts(&of_architecture(architecture))).unwrap();
                     match flat(&plan.trials[0].config).get(key.name) {
                         Some(value) => (!value.as_bool().unwrap()).to_string(),
                         None => continue,
                     }
                 }
-                (_, super::keys::Kind::Int { .. } | super::keys::Kind::Count { .. }) => {
-                    "5000".to_owned().replace(
-                        "5000",
-                        match key.name {
-                            "sae.k" | "train.n_restart_cycles" | "run.retries" => "7",
-                            "train.lr_warm_up_steps"
-                            | "train.lr_decay_steps"
-                            | "sae.l1_warm_up_steps"
-                            | "sae.l0_warm_up_steps" => "9",
-                            "devices.cpu_slots" | "devices.threads_per_trial" => "3",
-                            _ => "5000",
-                        },
-                    )
-                }
-                (_, super::keys::Kind::Float(_)) => "0.123".to_owned(),
-                (_, super::keys::Kind::Text { .. } | super::keys::Kind::Folder) => "changed".to_owned(),
-                (_, super::keys::Kind::Word(words)) => (*words.last().unwrap()).to_owned(),
-                (_, super::keys::Kind::Sizes { .. }) => unreachable!("its only setting is above"),
-                (_, super::keys::Kind::Words(words)) => format!("[\"{}\"]", words[0]),
+                (_, Kind::Int { .. } | Kind::Count { .. }) => "5000".to_owned().replace(
+                    "5000",
+                    match key.name {
+                        "sae.k" | "train.n_restart_cycles" | "run.retries" => "7",
+                        "train.lr_warm_up_steps"
+                        | "train.lr_decay_steps"
+                        | "sae.l1_warm_up_steps"
+                        | "sae.l0_warm_up_steps" => "9",
+                        "devices.cpu_slots" | "devices.threads_per_trial" => "3",
+                        _ => "5000",
+                    },
+                ),
+                (_, Kind::Float(_)) => "0.123".to_owned(),
+                (_, Kind::Text { .. } | Kind::Folder) => "changed".to_owned(),
+                (_, Kind::Word(words)) => (*words.last().unwrap()).to_owned(),
+                (_, Kind::Sizes { .. }) => unreachable!("its only setting is above"),
+                (_, Kind::Words(words)) => format!("[\"{}\"]", words[0]),
             };
             let is_foreign = match key.used {
-                super::keys::Used::Architectures(names) => !names.contains(&architecture),
-                super::keys::Used::Modes(names) => architecture != "jumprelu" || !names.contains(&"tanh"),
+                Used::Architectures(names) | Used::ArchitecturesButFor(names, _) => {
+                    !names.contains(&architecture)
+                }
+                Used::Modes(names) => architecture != "jumprelu" || !names.contains(&"tanh"),
                 _ => false,
             };
             if is_foreign {

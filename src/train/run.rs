@@ -123,6 +123,16 @@ fn check(config: &TrialConfig) -> Result<(), TrainError> {
             ));
         }
         Architecture::Gated { .. } => return Ok(()),
+        Architecture::MatchingPursuit { .. }
+            if config.sae.normalize_activations == NormalizeActivations::CovarianceWhitening =>
+        {
+            return Err(TrainError::Setting(
+                "sae.normalize_activations = covariance_whitening cannot be folded into an encoder that is the \
+                 decoder's transpose"
+                    .to_owned(),
+            ));
+        }
+        Architecture::MatchingPursuit { .. } => return Ok(()),
         Architecture::JumpRelu { jumprelu_sparsity_loss_mode: mode, target_l0, .. } => {
             if mode == SparsityLossMode::Quadratic && target_l0 <= 0.0 {
                 return Err(TrainError::Setting(format!(
