@@ -11,8 +11,10 @@ use super::simd::{Kernel, LANES, Simd};
 pub(super) const TOKENS: usize = 48;
 /// Values under one maximum.
 pub(super) const CHUNK: usize = 16 * LANES;
+/// Rows of products of decoder rows are asked for this many chunks before they are needed.
+const AHEAD: usize = 3;
 /// More latents than this that may be the largest, and all products are computed anew.
-const MANY: usize = 2 * LANES;
+const MANY: usize = 256;
 
 /// What a task needs; borrowed from [`Spares`].
 #[derive(Default)]
@@ -23,7 +25,9 @@ pub(super) struct BlockSpace {
     products: Buffer,
     /// Maxima of one token's chunks, by lane.
     tops: Buffer,
+    /// Latents that may have the largest product, and their products.
     candidates: Vec<u32>,
+    candidate_products: Vec<f32>,
     /// For each token a bit for each latent that was chosen.
     chosen: Vec<u64>,
     /// Choices: token of the block, latent, value.
@@ -44,8 +48,8 @@ struct Token {
 
 /// Bounds how far products that were brought up to date are from those computed anew.
 ///
-/// With u = 2^-24 and d the largest norm of a decoder row: a product of D terms computed as one chain is off by at
-/// most D u |r| d, so are the first one, the last one, and, v times, each product of decoder rows; each update rounds
+/// With u = 2^-24 and d the largest norm of a decoder row: a product of D terms, added up in whatever order, is off by
+/// at most D u |r| d; so are the first one, the last one, and, v times, each product of decoder rows. Each update rounds
 /// the product and the residual once. Twice the sum leaves room for norms that are rounded themselves and for
 /// machines that round products before they add.
 #[derive(Clone, Copy, Default)]
@@ -55,6 +59,9 @@ struct Rounding {
     /// Sum of the norms that were rounded once.
     rounded: f32,
 }
+
+/// Half the distance of 1 from the next larger number.
+const UNIT: f32 = 1.0 / (1_u32 << 24) as f32;
 
 impl Rounding {
     fn anew() -> Self {
@@ -75,8 +82,7 @@ impl Rounding {
         if self.chains == 0.0 {
             return 0.0;
         }
-        let u = 1.0 / (1_u32 << 24) as f32;
-        2.0 * u * largest_norm * ((d_in + 2) as f32 * (self.chains + size) + self.rounded)
+        2.0 * UNIT * largest_norm * ((d_in + 2) as f32 * (self.chains + size) + self.rounded)
     }
 }
 
@@ -210,8 +216,14 @@ impl Pursue<'_> {
         let latent = if token.rounding.chains == 0.0 || space.candidates.len() == 1 {
             *space.candidates.first()?
         } else {
-            self.largest_anew::<S>(rest, &space.candidates)?
+            self.largest_of::<S>(rest, size, &mut space.candidates, &mut space.candidate_products)?
         };
+        if let Some(gram) = self.gram {
+            for line in gram.row(latent)[..columns.min(AHEAD * CHUNK)].chunks(LANES) {
+                // SAFETY: this runs with the instructions of `S`.
+                unsafe { S::prefetch(line.as_ptr()) };
+            }
+        }
         let direction = &self.w_dec[latent as usize * d_in..][..d_in];
         let mut value = [0.0];
         // SAFETY: this runs with the instructions of `S`; both rows have D values.
@@ -242,7 +254,36 @@ impl Pursue<'_> {
         Some((latent, value))
     }
 
-    /// The latent of the largest product, computed anew; of equal ones the lowest. `latents` rise.
+    /// The latent with the largest product, computed as the tile does it; of equal ones the lowest. `latents` rise, and
+    /// those that cannot be it are removed. Products added up sixteen terms at a time, which is many times faster, tell
+    /// almost always.
+    #[inline(always)]
+    fn largest_of<S: Simd>(
+        &self,
+        rest: &[f32],
+        size: f32,
+        latents: &mut Vec<u32>,
+        products: &mut Vec<f32>,
+    ) -> Option<u32> {
+        let d_in = rest.len();
+        products.clear();
+        products.resize(latents.len(), 0.0);
+        // SAFETY: this runs with the instructions of `S`; latents are below F.
+        unsafe {
+            products_with_rows::<S>(rest.as_ptr(), self.w_dec.as_ptr(), d_in, latents, products);
+        }
+        // Both ways to add up are off by as much as [`Rounding`] says of one.
+        let bound = 4.0 * UNIT * self.largest_norm * size * (d_in + 4) as f32;
+        let limit = products.iter().copied().fold(f32::NEG_INFINITY, f32::max) - bound;
+        let mut place = 0;
+        latents.retain(|_| {
+            place += 1;
+            products[place - 1] >= limit
+        });
+        if latents.len() > 1 { self.largest_anew::<S>(rest, latents) } else { latents.first().copied() }
+    }
+
+    /// The same from all of them.
     #[inline(always)]
     fn largest_anew<S: Simd>(&self, rest: &[f32], latents: &[u32]) -> Option<u32> {
         let d_in = rest.len();
@@ -289,6 +330,10 @@ fn lower<S: Simd>(products: &mut [f32], tops: &mut [f32], by: Option<(&[f32], f3
             if let Some((by, value)) = by {
                 let by = by.as_ptr().add(chunk * CHUNK);
                 let factor = S::splat(-value);
+                for line in (0..CHUNK).step_by(LANES) {
+                    // Rows lie in memory and cross pages, where the hardware stops looking ahead.
+                    S::prefetch(by.wrapping_add(AHEAD * CHUNK + line));
+                }
                 for at in (0..CHUNK).step_by(LANES) {
                     let lowered = S::fma(factor, S::load(by.add(at)), S::load(to.add(at)));
                     S::store(to.add(at), lowered);
