@@ -5,8 +5,8 @@
 
 use super::{
     axes::significant,
-    keys,
-    keys::{MODE, Used},
+    fits::{k_fits, normalisation_fits, target_l0_fits, widths_fit},
+    keys::{self, MODE, Used},
     setting::Setting,
 };
 use std::collections::BTreeMap;
@@ -60,15 +60,15 @@ impl<'a> View<'a> {
         Some(self.int("train.tokens")? / self.int("train.batch_size")?)
     }
 
-    fn int(self, name: &str) -> Option<i64> {
+    pub(super) fn int(self, name: &str) -> Option<i64> {
         self.resolved(name)?.as_int()
     }
 
-    fn float(self, name: &str) -> Option<f64> {
+    pub(super) fn float(self, name: &str) -> Option<f64> {
         self.resolved(name)?.as_float()
     }
 
-    fn text(self, name: &str) -> Option<&'a str> {
+    pub(super) fn text(self, name: &str) -> Option<&'a str> {
         self.0.get(name)?.as_text()
     }
 }
@@ -102,7 +102,11 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
     checks.iter().filter_map(|check| check(view)).collect()
 }
 
-fn contradiction(keys: &'static [&'static str], found: String, expected: impl Into<String>) -> Contradiction {
+pub(super) fn contradiction(
+    keys: &'static [&'static str],
+    found: String,
+    expected: impl Into<String>,
+) -> Contradiction {
     Contradiction { keys, found, expected: expected.into(), hint: None }
 }
 
@@ -211,90 +215,6 @@ fn sparsity_warm_up_fits(view: View<'_>, keys: &'static [&'static str; 3]) -> Op
             keys,
             format!("{name} = {warm_up}"),
             format!("at most the {steps} steps of the run (train.tokens / train.batch_size)"),
-        )
-    })
-}
-
-fn target_l0_fits(view: View<'_>) -> Option<Contradiction> {
-    if !view.uses("sae.target_l0") {
-        return None;
-    }
-    let (target, d_sae) = (view.float("sae.target_l0")?, view.int("sae.d_sae")?);
-    (target <= 0.0 || target > d_sae as f64).then(|| {
-        contradiction(
-            &["sae.target_l0", MODE, "sae.d_sae"],
-            format!("sae.target_l0 = {target} with sae.d_sae = {d_sae}"),
-            format!("for {MODE} = \"quadratic\", a target above 0 and at most d_sae"),
-        )
-    })
-}
-
-fn widths_fit(view: View<'_>) -> Option<Contradiction> {
-    if !view.uses("sae.matryoshka_widths") {
-        return None;
-    }
-    let (written, d_sae) = (view.resolved("sae.matryoshka_widths")?, view.int("sae.d_sae")?);
-    let Setting::Sizes(widths) = &written else { return None };
-    (widths.last() != Some(&d_sae) || !widths.is_sorted_by(|a, b| a < b)).then(|| Contradiction {
-        hint: (widths.len() > 1 && widths.last().is_some_and(|last| *last < d_sae))
-            .then(|| format!("the last level is the whole SAE: add {d_sae}")),
-        ..contradiction(
-            &["sae.matryoshka_widths", "sae.d_sae", "sae.architecture"],
-            format!("sae.matryoshka_widths = {} with sae.d_sae = {d_sae}", written.to_toml()),
-            "widths that rise, each above the one before, and end at d_sae",
-        )
-    })
-}
-
-fn k_fits(view: View<'_>) -> Option<Contradiction> {
-    if !view.uses("sae.k") {
-        return None;
-    }
-    let (k, d_sae) = (view.resolved("sae.k")?, view.int("sae.d_sae")?);
-    let architecture = view.text("sae.architecture")?;
-    if k.as_int().is_none() && !matches!(architecture, "batchtopk" | "matryoshka_batchtopk") {
-        return Some(contradiction(
-            &["sae.k", "sae.architecture"],
-            format!("sae.k = {} with sae.architecture = \"{architecture}\"", k.to_toml()),
-            "a whole k; only batchtopk and its kin keep k on average",
-        ));
-    }
-    let above = k.as_int().map_or_else(|| k.as_float().is_some_and(|k| k > d_sae as f64), |k| k > d_sae);
-    above.then(|| {
-        contradiction(
-            &["sae.k", "sae.d_sae"],
-            format!("sae.k = {} with sae.d_sae = {d_sae}", k.to_toml()),
-            "k at most d_sae",
-        )
-    })
-}
-
-fn normalisation_fits(view: View<'_>) -> Option<Contradiction> {
-    let (architecture, mode) = (view.text("sae.architecture")?, view.text("sae.normalize_activations")?);
-    let of_row = ["constant_norm_rescale", "layer_norm"].as_slice();
-    let (unusable, why) = match architecture {
-        "topk" | "batchtopk" | "matryoshka_batchtopk" | "abstopk" => (
-            of_row,
-            "auxiliary loss on dead latents is not defined for modes that scale every row on its own",
-        ),
-        "gated" => {
-            (of_row, "reconstruction by gates is not defined for modes that scale every row on its own")
-        }
-        "matching_pursuit" => (
-            ["covariance_whitening"].as_slice(),
-            "encoder is the decoder's transpose, which whitening cannot be folded into",
-        ),
-        _ => return None,
-    };
-    let all =
-        ["none", "expected_average_only_in", "constant_norm_rescale", "layer_norm", "covariance_whitening"];
-    let usable: Vec<&str> = all.into_iter().filter(|mode| !unusable.contains(mode)).collect();
-    unusable.contains(&mode).then(|| Contradiction {
-        hint: Some(format!("{architecture}'s {why}")),
-        ..contradiction(
-            &["sae.normalize_activations", "sae.architecture"],
-            format!("sae.normalize_activations = \"{mode}\" with sae.architecture = \"{architecture}\""),
-            format!("for {architecture}, one of {}", keys::listed(&usable)),
         )
     })
 }

@@ -39,12 +39,12 @@ fn with(more: &str) -> Plan {
     plan(&format!("{MINIMAL}{more}"))
 }
 
-fn with_overrides(more: &str, overrides: &[&str]) -> Result<Plan, SpecErrors> {
+pub(super) fn with_overrides(more: &str, overrides: &[&str]) -> Result<Plan, SpecErrors> {
     let overrides = overrides.iter().map(|text| (*text).to_owned()).collect();
     load(&SpecSource { overrides, ..source(&format!("{MINIMAL}{more}")) })
 }
 
-fn texts(all: &[String]) -> Vec<&str> {
+pub(super) fn texts(all: &[String]) -> Vec<&str> {
     all.iter().map(String::as_str).collect()
 }
 
@@ -105,7 +105,7 @@ fn table_defaults_and_structs_name_the_same_settings() {
 }
 
 /// Names of all architectures.
-fn architectures() -> &'static [&'static str] {
+pub(super) fn architectures() -> &'static [&'static str] {
     let Some(Kind::Word(names)) = find("sae.architecture").map(|key| key.kind) else {
         panic!("it is a word")
     };
@@ -113,7 +113,7 @@ fn architectures() -> &'static [&'static str] {
 }
 
 /// What a trial of an architecture needs.
-fn of_architecture(name: &str) -> Vec<String> {
+pub(super) fn of_architecture(name: &str) -> Vec<String> {
     let widths = (name == "matryoshka_batchtopk").then_some("sae.matryoshka_widths=[64, 512]");
     [format!("sae.architecture={name}")].into_iter().chain(widths.map(str::to_owned)).collect()
 }

@@ -1,6 +1,7 @@
 //! Training follows SAELens' own trainer step by step: same initial weights, same batches, same scaling.
 //!
-//! `tests/fixtures/train/make_golden.py` ran the real trainer and wrote down what it logged.
+//! `tests/fixtures/train/make_golden.py` ran the real trainer and wrote down what it logged. The table of how far each
+//! architecture lies from it: `cargo test --release --test it equality -- --nocapture`.
 
 use saesweep::{
     kernels::{Params, Pool},
@@ -206,6 +207,30 @@ fn compare_line(name: &str, case: &Value, step: usize, line: &LogLine, worst: &m
             assert!(off < 1e-6, "{name}, step {step}, {key}: {got}, SAELens has {want}");
         }
     }
+}
+
+/// The worst of all cases of each architecture, as a table.
+#[test]
+fn table_of_equality() {
+    let golden = Golden::load();
+    let mut rows = std::collections::BTreeMap::new();
+    for (name, case) in &golden.cases {
+        let worst = follow(&golden, name, case, 1);
+        let steep = if loss_tolerance(name) > LOSS_TOLERANCE { ", lp_norm below 1" } else { "" };
+        let key = format!("{}{steep}", case["sae"]["architecture"].as_str().unwrap());
+        let (cases, row) = rows.entry(key).or_insert((0, Worst::default()));
+        *cases += 1;
+        row.loss = row.loss.max(worst.loss);
+        row.gradient = row.gradient.max(worst.gradient);
+        row.weight = row.weight.max(worst.weight);
+    }
+    println!("| architecture | trajectories | loss, any step | gradient, first step | weight, at the end |");
+    println!("|---|---|---|---|---|");
+    for (architecture, (cases, Worst { loss, gradient, weight, .. })) in &rows {
+        println!("| {architecture} | {cases} | {loss:.1e} | {gradient:.1e} | {weight:.1e} |");
+        assert!(*weight < WEIGHT_TOLERANCE, "{architecture}");
+    }
+    assert_eq!(rows.len(), 9, "eight architectures, and one loss that is steep at 0");
 }
 
 fn follow_all(prefix: &str) {

@@ -1,6 +1,6 @@
 //! Settings that only some architectures have, or use otherwise.
 
-use super::{ids, load, source, trial_toml_snippet, values, with, with_overrides};
+use super::{ids, load, source, trial_toml_snippet, values, with_overrides};
 use serde_json::json;
 
 #[test]
