@@ -55,17 +55,16 @@ impl RowPanels<'_> {
 
 /// Packs rows of D values by groups of 12, one after the other.
 pub(super) fn pack_groups<'a>(
-    rows: impl ExactSizeIterator<Item = &'a [f32]>,
+    mut rows: impl ExactSizeIterator<Item = &'a [f32]>,
     d_in: usize,
     groups: &mut Buffer,
 ) {
     groups.resize(rows.len().div_ceil(GROUP) * GROUP * d_in);
-    let mut rows = rows.peekable();
     for group in groups.chunks_exact_mut(GROUP * d_in) {
         let mut members: [&[f32]; GROUP] = [&[]; GROUP];
         let mut count = 0;
-        while count < GROUP && rows.peek().is_some() {
-            members[count] = rows.next().unwrap_or_default();
+        for (member, row) in members.iter_mut().zip(&mut rows) {
+            *member = row;
             count += 1;
         }
         pack_group(&members[..count], d_in, group);

@@ -5,13 +5,20 @@
 //! - Products: computed anew before every choice, for the tokens of a block that are not done yet.
 //! - Gram: brought up to date, `p -= v G_i`, with the row of the products of decoder rows with each other that
 //!   belongs to the latent just chosen. A token then costs one pass over a row of F values for each choice instead
-//!   of F D products, but the matrix costs half as much as F D products for each of F tokens, and F^2 values. It is
-//!   taken where that is less work by the number of choices of the last batch, and fits [`GRAM_BYTES`].
+//!   of F D products, but the matrix costs half as much as F D products for each of F tokens, and F^2 values of memory
+//!   (1 GiB at 16384 latents, F / 4 D times parameters, gradients and moments). It is taken where that is less work by
+//!   the number of choices of the last batch, and fits [`GRAM_BYTES`].
 //!
-//! Products that were brought up to date are off by rounding. [`super::pursuit_block`] bounds by how much; where more than one
-//! latent may be the largest within it, theirs are computed anew, and where too many may, all are. So the choice is
-//! always that of the products computed anew, of equal ones the lowest latent. Measured on one Zen 4 core at 1024
-//! by 16384, 1024 tokens: see the end of `tests/bench/kernels.rs`' output.
+//! Products that were brought up to date are off by rounding. [`super::pursuit_block`] bounds by how much; where more
+//! than one latent may be the largest within it, theirs are computed anew, and where too many may, all are. So the
+//! choice is always that of the products computed anew, of equal ones the lowest latent.
+//!
+//! Measured, a whole step of 1024 tokens on one Zen 4 core: at 1024 by 16384, 60 choices a token take 3.8 s, of which the
+//! matrix takes 2.5; each further choice takes 9 us a token, where products take 320. 4 choices, by products, take 1.7 s.
+//! At 576 by 4608 it is 0.35 s and 0.19 s. SAELens takes 27.6 s, 2.8 s, 4.0 s and 0.45 s.
+//!
+//! Rejected: products only of latents that may come next, with a bound for the others by what the residual has moved:
+//! after one choice it has moved about as far as the largest product, and excludes nothing.
 
 use super::gather::pack_batch;
 use super::gram::{Gram, RowPanels};
