@@ -225,6 +225,17 @@ pub enum Architecture {
         /// Latents for each token that mode `quadratic` aims at; 0 in the other modes.
         target_l0: f64,
     },
+    /// Latents are chosen one after the other, each the one that points most in the direction of what is left of
+    /// the input, until little is left (Mallat and Zhang 1993; as an SAE, Costa et al. 2025). The encoder is the
+    /// decoder's transpose.
+    MatchingPursuit {
+        /// L2 norm of what is left below which a token is done; 0 for no such end.
+        residual_threshold: f64,
+        /// The most choices for a token; 0 for as many as the activation is wide.
+        max_iterations: usize,
+        /// Whether a token is also done when a latent is chosen that was chosen before.
+        stop_on_duplicate_support: bool,
+    },
 }
 
 /// So that one k is written one way, whatever the architecture.
@@ -259,6 +270,7 @@ impl Architecture {
             Self::MatryoshkaBatchTopK { .. } => "matryoshka_batchtopk",
             Self::AbsTopK { .. } => "abstopk",
             Self::JumpRelu { .. } => "jumprelu",
+            Self::MatchingPursuit { .. } => "matching_pursuit",
         }
     }
 
@@ -284,7 +296,10 @@ impl Architecture {
             | Self::BatchTopK { rescale_acts_by_decoder_norm, .. }
             | Self::MatryoshkaBatchTopK { rescale_acts_by_decoder_norm, .. }
             | Self::AbsTopK { rescale_acts_by_decoder_norm, .. } => Some(rescale_acts_by_decoder_norm),
-            Self::Standard { .. } | Self::Gated { .. } | Self::JumpRelu { .. } => None,
+            Self::Standard { .. }
+            | Self::Gated { .. }
+            | Self::JumpRelu { .. }
+            | Self::MatchingPursuit { .. } => None,
         }
     }
 }

@@ -119,7 +119,10 @@ impl Kernel for SquareTile<'_> {
             let range = latent * self.d_in..(latent + 1) * self.d_in;
             // SAFETY: this runs with the instructions of `S`; both are rows of D values.
             unsafe {
-                total += f64::from(square_of_row::<S>(self.grads.w_enc[range.clone()].as_ptr(), self.d_in));
+                if !self.grads.is_tied() {
+                    let row = self.grads.w_enc[range.clone()].as_ptr();
+                    total += f64::from(square_of_row::<S>(row, self.d_in));
+                }
                 total += f64::from(square_of_row::<S>(self.grads.w_dec[range].as_ptr(), self.d_in));
             }
             total += f64::from(b_enc) * f64::from(b_enc);
@@ -152,6 +155,7 @@ fn adam_with(
     let (d_in, d_sae) = (params.d_in(), params.d_sae());
     for one in [&*params, grads, m, v] {
         one.check(d_in, d_sae);
+        assert_eq!(one.is_tied(), params.is_tied(), "all four have the same arrays");
     }
     let share = |p: &mut Params| SharedParams { w_enc: p.w_enc.as_mut_ptr(), w_dec: p.w_dec.as_mut_ptr() };
     let (p, m_rows, v_rows) = (share(params), share(m), share(v));
@@ -195,16 +199,14 @@ impl Kernel for AdamRows<'_> {
         for latent in self.latents {
             let at = latent * d_in;
             let without = has_no_gradient(self.grads.b_enc[latent]);
-            let enc = &self.grads.w_enc[at..at + d_in];
-            let dec = &self.grads.w_dec[at..at + d_in];
+            let (p, m, v, grads) = (self.p, self.m, self.v, self.grads);
+            let matrices =
+                [(p.w_enc, m.w_enc, v.w_enc, &grads.w_enc), (p.w_dec, m.w_dec, v.w_dec, &grads.w_dec)];
             // SAFETY: this runs with the instructions of `S`; all rows have D values, by the checks at entry,
             // and belong to this task's latents.
             unsafe {
-                let rows = [
-                    (self.p.w_enc, self.m.w_enc, self.v.w_enc, enc.as_ptr()),
-                    (self.p.w_dec, self.m.w_dec, self.v.w_dec, dec.as_ptr()),
-                ];
-                for (p, m, v, g) in rows {
+                for (p, m, v, g) in matrices.into_iter().filter(|(.., g)| !g.is_empty()) {
+                    let g = g[at..at + d_in].as_ptr();
                     if without {
                         update::<S, false>(p.add(at), g, m.add(at), v.add(at), d_in, &constants);
                     } else {

@@ -311,7 +311,7 @@ impl Kernel for Errors<'_> {
 
 /// `g = scale * (row - target)`; returns the squared error, summed in double precision.
 #[inline(always)]
-fn error<S: Simd>(row: &[f32], target: &[f32], scale: f32, g: &mut [f32]) -> f64 {
+pub(super) fn error<S: Simd>(row: &[f32], target: &[f32], scale: f32, g: &mut [f32]) -> f64 {
     let d_in = row.len();
     let mut lanes = [0.0_f64; LANES];
     let whole = d_in / LANES * LANES;

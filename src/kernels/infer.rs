@@ -1,6 +1,7 @@
 //! Encoding and decoding without gradients.
 
 use super::isa::Isa;
+use super::matching_pursuit::{Pursuit, encode_by_pursuit};
 use super::memory::Disjoint;
 use super::params::Params;
 use super::pool::Pool;
@@ -29,6 +30,8 @@ pub enum Activation {
         /// are active.
         by_magnitude: bool,
     },
+    /// Those that a pursuit chooses, with a tied encoder.
+    MatchingPursuit(Pursuit),
 }
 
 /// Activations of some tokens, the zeros left out; per token in rising order of latent.
@@ -69,6 +72,10 @@ pub fn encode(
 ) -> SparseActs {
     params.check(ws.shape.d_in, ws.shape.d_sae);
     assert_eq!(x.len() % ws.shape.d_in, 0, "x is (B, D)");
+    if let Activation::MatchingPursuit(pursuit) = activation {
+        return encode_by_pursuit(pool, ws, params, pursuit, apply_b_dec_to_input, x);
+    }
+    assert!(!params.is_tied(), "the encoder has weights of its own");
     let mut acts = SparseActs { row_start: vec![0], ..SparseActs::default() };
     for x in x.chunks(ws.shape.batch * ws.shape.d_in) {
         let n_tokens = ws.load(pool, params, apply_b_dec_to_input, x);
@@ -76,6 +83,7 @@ pub fn encode(
             Activation::Relu => ws.gather_positive(pool, params),
             Activation::JumpRelu => ws.gather_active(pool, params),
             Activation::Gated => ws.gather_gated(pool, params),
+            Activation::MatchingPursuit(_) => unreachable!("dealt with above"),
             Activation::TopK { k, rescale, by_magnitude } => {
                 ws.gather_largest(pool, params, Choice::OfToken { k, by_magnitude }, rescale, &[]);
             }
@@ -90,11 +98,11 @@ pub fn encode(
     acts
 }
 
-/// `out = acts W_dec + b_dec`, (B, D).
+/// `out = acts W_dec + b_dec`, (B, D), or without the bias.
 ///
 /// # Panics
 /// When `out` has another length, or a latent is not below F.
-pub fn decode(pool: &Pool, params: &Params, acts: &SparseActs, out: &mut [f32]) {
+pub fn decode(pool: &Pool, params: &Params, acts: &SparseActs, with_bias: bool, out: &mut [f32]) {
     let (d_in, d_sae) = (params.d_in(), params.d_sae());
     params.check(d_in, d_sae);
     assert_eq!(out.len(), acts.n_tokens() * d_in, "out is (B, D)");
@@ -105,7 +113,11 @@ pub fn decode(pool: &Pool, params: &Params, acts: &SparseActs, out: &mut [f32]) 
         let (latents, values) = acts.row(token);
         // SAFETY: one row per task.
         let out = unsafe { shared.part(token * d_in, d_in) };
-        out.copy_from_slice(&params.b_dec);
+        if with_bias {
+            out.copy_from_slice(&params.b_dec);
+        } else {
+            out.fill(0.0);
+        }
         isa.run(DecodeRow { w_dec: &params.w_dec, latents, values, out });
     });
 }
@@ -158,7 +170,7 @@ mod tests {
             let acts = encode(&pool, &mut ws, params, &activation, true, x);
             check_close("acts", &dense(&acts, d_sae), expected);
             let mut out = vec![f32::NAN; x.len()];
-            decode(&pool, params, &acts, &mut out);
+            decode(&pool, params, &acts, true, &mut out);
             check_close("decoded", &out, &reference::decoded(&params.to_f64(), expected, acts.n_tokens()));
             assert_eq!(first.get_or_insert_with(|| acts.clone()), &acts);
         }
@@ -211,6 +223,6 @@ mod tests {
         let mut ws = Workspace::new(problem.shape, &pool);
         let acts = encode(&pool, &mut ws, &problem.params, &Activation::Relu, false, &[]);
         assert_eq!(acts.n_tokens(), 0);
-        decode(&pool, &problem.params, &acts, &mut []);
+        decode(&pool, &problem.params, &acts, true, &mut []);
     }
 }

@@ -5,7 +5,8 @@
 //! it to rounding (3e-6 of an array's largest value in the tests; measured below 1e-6).
 //!
 //! A step gathers the active latents from the encoder product ([`standard_step`] all positive ones,
-//! [`topk_step`] and its kin the largest, [`jumprelu_step`] those above or near their threshold), decodes, and makes the gradients latent by latent; [`adam`] clips and
+//! [`topk_step`] and its kin the largest, [`jumprelu_step`] those above or near their threshold,
+//! [`matching_pursuit_step`] one after the other), decodes, and makes the gradients latent by latent; [`adam`] clips and
 //! updates. What is mostly zero is never stored or multiplied; what is dense goes through whole products.
 //! Sums are taken in a fixed order: no result depends on the number of threads, and AVX-512 and AVX2 give
 //! the same bits.
@@ -21,6 +22,7 @@ mod batch_topk;
 mod gated;
 mod infer;
 mod jumprelu;
+mod matching_pursuit;
 mod matryoshka;
 mod standard;
 mod topk;
@@ -34,6 +36,10 @@ mod select;
 mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod chains;
+mod gram;
+mod pursuit;
+mod pursuit_block;
+mod pursuit_grads;
 #[cfg(target_arch = "x86_64")]
 mod screen;
 #[cfg(not(target_arch = "x86_64"))]
@@ -68,6 +74,7 @@ pub use gated::{GatedStep, gated_step};
 pub use infer::{Activation, SparseActs, decode, encode};
 pub use isa::Isa;
 pub use jumprelu::{JumpReluStep, SparsityMode, jumprelu_step};
+pub use matching_pursuit::{MatchingPursuitStep, Pursuit, PursuitSummary, matching_pursuit_step};
 pub use matryoshka::matryoshka_step;
 pub use params::{Params, Shape};
 pub use pool::Pool;

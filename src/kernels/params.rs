@@ -17,11 +17,12 @@ pub struct Shape {
 /// latent `f` are entirely zero; no sum ever gives that value otherwise. `clip_and_adam` need not read them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Params<T = f32> {
-    /// Encoder weights, (F, D): row `f` is the direction that latent `f` reads.
+    /// Encoder weights, (F, D): row `f` is the direction that latent `f` reads. Empty in an SAE whose encoder is the
+    /// decoder's transpose ([`Params::is_tied`]).
     pub w_enc: Vec<T>,
     /// Decoder weights, (F, D): row `f` is the direction that latent `f` writes.
     pub w_dec: Vec<T>,
-    /// Encoder bias, (F).
+    /// Encoder bias, (F). Always 0 in a tied SAE.
     pub b_enc: Vec<T>,
     /// Decoder bias, (D).
     pub b_dec: Vec<T>,
@@ -45,11 +46,21 @@ impl<T: Copy + Default> Params<T> {
         }
     }
 
+    /// All zeros, of the parameters of an SAE whose encoder is the decoder's transpose.
+    pub fn tied_zeros(d_in: usize, d_sae: usize) -> Self {
+        Self { w_enc: Vec::new(), ..Self::zeros(d_in, d_sae) }
+    }
+
     /// All zeros, of the parameters that this one has.
     pub fn zeros_like(&self) -> Self {
         let [b_dec, w_dec, w_enc, b_enc, threshold, r_mag, b_mag] =
             self.arrays().map(|array| vec![T::default(); array.len()]);
         Self { w_enc, w_dec, b_enc, b_dec, threshold, r_mag, b_mag }
+    }
+
+    /// Whether the encoder is the decoder's transpose and has no weights of its own.
+    pub fn is_tied(&self) -> bool {
+        self.w_enc.is_empty() && !self.w_dec.is_empty()
     }
 
     /// D: width of one activation.
@@ -98,7 +109,7 @@ impl<T: Copy + Default> Params<T> {
     pub(crate) fn check(&self, d_in: usize, d_sae: usize) {
         assert_eq!(self.b_dec.len(), d_in, "b_dec has one value per input");
         assert_eq!(self.b_enc.len(), d_sae, "b_enc has one value per latent");
-        assert_eq!(self.w_enc.len(), d_in * d_sae, "w_enc is (F, D)");
+        assert!([0, d_in * d_sae].contains(&self.w_enc.len()), "w_enc is (F, D), or nothing");
         assert_eq!(self.w_dec.len(), d_in * d_sae, "w_dec is (F, D)");
         for array in [&self.threshold, &self.r_mag, &self.b_mag] {
             assert!(

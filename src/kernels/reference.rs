@@ -6,11 +6,13 @@
 
 mod gated;
 mod jumprelu;
+mod matching_pursuit;
 mod matryoshka;
 mod topk;
 
 pub use gated::gated_step;
 pub use jumprelu::{aimed_jumprelu_step, jumprelu_step};
+pub use matching_pursuit::{Path, aimed_matching_pursuit_step, matching_pursuit_step, pursue};
 pub use matryoshka::matryoshka_step;
 pub use topk::{abs_topk_step, aimed_topk_step, batch_topk_step, topk_step};
 

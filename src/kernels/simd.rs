@@ -69,6 +69,8 @@ pub(super) trait Simd: Copy {
     unsafe fn sqrt(a: Self::V) -> Self::V;
     /// a * b + c
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger of each pair of lanes; `b` where one is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// One bit per lane that is not below `limit`; NaN is not below anything.
     unsafe fn not_below(a: Self::V, limit: Self::V) -> u32;
     /// Writes the lanes whose bit is set, and `first + lane` for each, packed to the front. Up to sixteen
@@ -150,6 +152,10 @@ impl Simd for PlainLanes {
         } else {
             Self::each(|lane| a[lane] * b[lane] + c[lane])
         }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        Self::each(|lane| if a[lane] > b[lane] { a[lane] } else { b[lane] })
     }
     #[inline(always)]
     unsafe fn not_below(a: Self::V, limit: Self::V) -> u32 {
@@ -282,6 +288,11 @@ mod x86 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: contract of `Simd`.
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
         unsafe fn not_below(a: __m512, limit: __m512) -> u32 {
             // SAFETY: contract of `Simd`.
             u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, limit) })
@@ -400,6 +411,11 @@ mod x86 {
         unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
             // SAFETY: contract of `Simd`.
             unsafe { (_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: contract of `Simd`.
+            unsafe { (_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
         }
         #[inline(always)]
         unsafe fn not_below(a: Self::V, limit: Self::V) -> u32 {

@@ -97,6 +97,7 @@ impl Workspace {
         let d_in = self.shape.d_in;
         params.check(d_in, self.shape.d_sae);
         grads.check(d_in, self.shape.d_sae);
+        assert!(!params.is_tied() && !grads.is_tied(), "the encoder has weights of its own");
         let n_tokens = self.load(pool, params, apply_b_dec_to_input, x);
         if apply_b_dec_to_input {
             self.x_in.resize(x.len());

@@ -74,7 +74,7 @@ impl Problem {
 
     /// Gradients that hold rubbish, as a caller's may.
     pub(crate) fn dirty_grads(&self) -> Params {
-        let mut grads = Params::zeros(self.shape.d_in, self.shape.d_sae);
+        let mut grads = self.params.zeros_like();
         grads.w_enc.fill(7.0);
         grads.w_dec.fill(f32::NAN);
         grads.b_enc.fill(-3.0);
@@ -88,6 +88,21 @@ impl Problem {
     pub(crate) fn workspace(&self, pool: &Pool, isa: Isa) -> Workspace {
         Workspace::with_isa(self.shape, pool, isa)
     }
+}
+
+/// A batch for a tied SAE: numbers without a grid, since residuals leave every grid, and rows of norms about 1.
+pub(crate) fn tied_problem(d_in: usize, d_sae: usize, batch: usize, seed: u64) -> Problem {
+    let mut numbers = Numbers(seed);
+    let mut params = Params::tied_zeros(d_in, d_sae);
+    params.w_dec.fill_with(|| numbers.grid(1 << 20));
+    for row in params.w_dec.chunks_exact_mut(d_in) {
+        let norm = row.iter().map(|w| w * w).sum::<f32>().sqrt().max(1e-3);
+        let wanted = 1.0 + 0.2 * numbers.grid(1 << 20);
+        row.iter_mut().for_each(|w| *w *= wanted / norm);
+    }
+    params.b_dec.fill_with(|| 0.3 * numbers.grid(1 << 20));
+    let x = (0..batch * d_in).map(|_| 2.0 * numbers.grid(1 << 20)).collect();
+    Problem { shape: Shape { d_in, d_sae, batch }, params, x }
 }
 
 /// Awkward sizes (d_in, d_sae, batch): ones, primes, lane width and its neighbours, whole tiles and not. Random sizes
@@ -165,6 +180,20 @@ pub(crate) fn check_grads(
     }
     let terms = terms.into_iter().fold(0.0, f64::max);
     check_close_to(&format!("{what} b_dec"), &found.b_dec, &expected.b_dec, terms);
+}
+
+/// Checks losses and gradients of a tied SAE. A pursuit may leave next to nothing of a token, and the rounding of what is
+/// left is that of the token: deviations are measured against errors of a tenth of the token's size, too.
+pub(crate) fn check_tied(what: &str, problem: &Problem, (mse, found): (f64, &Params), outcome: &StepOutcome) {
+    let (d_in, expected) = (problem.shape.d_in, &outcome.grads);
+    assert!(found.is_tied() && found.b_enc.iter().all(|&g| g == 0.0), "{what}: there is no encoder");
+    let norms =
+        problem.x.chunks_exact(d_in).map(|x| x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt());
+    let size = norms.fold(0.0, f64::max);
+    let slope = 0.2 * size / problem.shape.batch as f64;
+    check_close_to(&format!("{what} mse"), &[mse as f32], &[outcome.losses.mse], 0.01 * size * size);
+    check_close_to(&format!("{what} w_dec"), &found.w_dec, &expected.w_dec, slope * size);
+    check_close_to(&format!("{what} b_dec"), &found.b_dec, &expected.b_dec, slope);
 }
 
 /// Panics unless the two losses agree within [`TOLERANCE`].

@@ -12,6 +12,7 @@ use super::memory::{Buffer, Spares};
 use super::params::Shape;
 use super::pool::Pool;
 use super::product::PANEL;
+use super::pursuit::PursuitSpace;
 use super::screen::Screen;
 use super::select::{AuxEntries, Selection};
 use super::weights::WeightSpace;
@@ -71,6 +72,7 @@ pub struct Workspace {
     /// Slope of a loss of each token, where it has one.
     pub(super) token_slopes: Vec<f32>,
     pub(super) levels: Levels,
+    pub(super) pursuit: PursuitSpace,
     pub(super) rank_spares: Spares<Vec<u64>>,
     pub(super) gather_spares: Spares<GatherSpace>,
     pub(super) decode_space: DecodeSpace,
@@ -122,6 +124,7 @@ impl Workspace {
             latent_limits: Vec::new(),
             token_slopes: Vec::new(),
             levels: Levels::default(),
+            pursuit: PursuitSpace::default(),
             rank_spares: Spares::default(),
             gather_spares: Spares::default(),
             decode_space: DecodeSpace::default(),

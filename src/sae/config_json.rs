@@ -49,6 +49,14 @@ pub(super) fn write(sae: &Sae, info: &SaveInfo) -> String {
         top.insert("k", json!(k));
         top.insert("rescale_acts_by_decoder_norm", json!(rescale_acts_by_decoder_norm));
     }
+    if let Architecture::MatchingPursuit { residual_threshold, max_iterations, stop_on_duplicate_support } =
+        cfg.architecture
+    {
+        let iterations = if max_iterations == 0 { Value::Null } else { json!(max_iterations) };
+        top.insert("residual_threshold", json!(residual_threshold));
+        top.insert("max_iterations", iterations);
+        top.insert("stop_on_duplicate_support", json!(stop_on_duplicate_support));
+    }
     let mut text = serde_json::to_string_pretty(&top).expect("invariant: JSON values serialize");
     text.push('\n');
     text
@@ -191,6 +199,8 @@ pub(super) fn details(cfg: &SaeConfig) -> Map<String, Value> {
             map.insert("pre_act_loss_coefficient", unless_zero(pre_act_loss_coefficient));
             map.insert("target_l0", unless_zero(target_l0));
         }
+        // All of its settings are needed for inference, too.
+        Architecture::MatchingPursuit { .. } => {}
     }
     map.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

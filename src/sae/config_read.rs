@@ -126,11 +126,23 @@ fn architecture(
             jumprelu_ste_to_input: value("jumprelu_ste_to_input").and_then(Value::as_bool).unwrap_or(false),
             target_l0: detail("target_l0"),
         },
+        Some("matching_pursuit") => Architecture::MatchingPursuit {
+            // Without one of them, SAELens' defaults.
+            residual_threshold: match top.get("residual_threshold") {
+                None => 1e-2,
+                Some(value) => value.as_f64().ok_or_else(|| wrong(top, "residual_threshold", "a number"))?,
+            },
+            max_iterations: match top.get("max_iterations") {
+                None | Some(Value::Null) => 0,
+                Some(_) => size(top, "max_iterations")?,
+            },
+            stop_on_duplicate_support: flag(top, "stop_on_duplicate_support", true)?,
+        },
         _ => {
             return Err(wrong(
                 top,
                 "architecture",
-                "\"standard\", \"gated\", \"topk\", \"abstopk\" or \"jumprelu\"",
+                "\"standard\", \"gated\", \"topk\", \"abstopk\", \"jumprelu\" or \"matching_pursuit\"",
             ));
         }
     })

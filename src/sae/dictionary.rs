@@ -63,6 +63,7 @@ impl Class {
             (Architecture::JumpRelu { .. }, ..) => Ok(Self::JumpRelu),
             (
                 Architecture::AbsTopK { .. }
+                | Architecture::MatchingPursuit { .. }
                 | Architecture::BatchTopK { .. }
                 | Architecture::MatryoshkaBatchTopK { .. },
                 ..,
@@ -280,7 +281,7 @@ fn trainer(config: &TrialConfig, d_in: usize, class: &Class) -> Value {
             "k": k,
         }),
         // It has no such trainer.
-        Architecture::AbsTopK { .. } => json!({}),
+        Architecture::AbsTopK { .. } | Architecture::MatchingPursuit { .. } => json!({}),
         Architecture::BatchTopK { topk_threshold_lr, aux_loss_coefficient, .. } => json!({
             "trainer_class": "BatchTopKTrainer",
             "auxk_alpha": aux_loss_coefficient,

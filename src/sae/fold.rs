@@ -7,9 +7,14 @@ use super::{
 };
 use crate::kernels::{Params, Pool};
 
-/// Folds `z = s · x`: latents stay as they are, reconstructions come out unscaled.
+/// Folds `z = s · x`: latents stay as they are, reconstructions come out unscaled. Where the encoder is the
+/// decoder's transpose, latents come out unscaled, too, and the weights stay as they are.
 pub fn fold_scale(params: &mut Params, s: f64) {
     let s = s as f32;
+    if params.is_tied() {
+        params.b_dec.iter_mut().for_each(|b| *b /= s);
+        return;
+    }
     params.w_enc.iter_mut().for_each(|w| *w *= s);
     params.w_dec.iter_mut().chain(&mut params.b_dec).for_each(|w| *w /= s);
 }

@@ -102,13 +102,16 @@ pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) ->
     let (f, d) = (sae.cfg.d_sae, sae.d_in);
     let write = |folder: &Path| {
         let params = &sae.params;
-        let w_enc = transposed(&params.w_enc, f, d);
         let mut tensors = vec![
             ("W_dec", F32View { shape: vec![f, d], data: &params.w_dec }),
-            ("W_enc", F32View { shape: vec![d, f], data: &w_enc }),
             ("b_dec", F32View { shape: vec![d], data: &params.b_dec }),
         ];
-        let mut of_latents = vec![(bias_name(&sae.cfg), &params.b_enc)];
+        let mut of_latents = Vec::new();
+        let w_enc = if is_tied(&sae.cfg) { Vec::new() } else { transposed(&params.w_enc, f, d) };
+        if !is_tied(&sae.cfg) {
+            tensors.push(("W_enc", F32View { shape: vec![d, f], data: &w_enc }));
+            of_latents.push((bias_name(&sae.cfg), &params.b_enc));
+        }
         match sae.cfg.architecture {
             Architecture::JumpRelu { .. } => of_latents.push(("threshold", &params.threshold)),
             Architecture::Gated { .. } => {
@@ -158,7 +161,9 @@ pub fn load_with_origin(dir: &Path) -> Result<(Sae, Origin), SaeError> {
         Architecture::Gated { .. } => &["b_mag", "r_mag"],
         _ => &[],
     };
-    let mut expected = [&["W_dec", "W_enc", "b_dec", bias], own].concat();
+    let of_all: &[&'static str] =
+        if is_tied(&cfg) { &["W_dec", "b_dec"] } else { &["W_dec", "W_enc", "b_dec", bias] };
+    let mut expected = [of_all, own].concat();
     if is_old && file.is_one("scaling_factor")? {
         // A factor that never came to be used.
         expected.push("scaling_factor");
@@ -168,9 +173,9 @@ pub fn load_with_origin(dir: &Path) -> Result<(Sae, Origin), SaeError> {
     let get = |name: &str, shape: &[usize]| file.floats(&tensors, name, shape);
     let own_of_latents = |name| if own.contains(&name) { get(name, &[f]) } else { Ok(Vec::new()) };
     let params = Params {
-        w_enc: transposed(&get("W_enc", &[d, f])?, d, f),
+        w_enc: if is_tied(&cfg) { Vec::new() } else { transposed(&get("W_enc", &[d, f])?, d, f) },
         w_dec: get("W_dec", &[f, d])?,
-        b_enc: get(bias, &[f])?,
+        b_enc: if is_tied(&cfg) { vec![0.0; f] } else { get(bias, &[f])? },
         b_dec: get("b_dec", &[d])?,
         threshold: own_of_latents("threshold")?,
         r_mag: own_of_latents("r_mag")?,
@@ -187,6 +192,11 @@ pub fn weights_blake3(dir: &Path) -> Result<String, SaeError> {
         Ok(hasher) => Ok(hasher.finalize().to_hex().to_string()),
         Err(source) => Err(SaeError::Io { path, source }),
     }
+}
+
+/// Whether the encoder is the decoder's transpose, and has no tensors.
+fn is_tied(cfg: &SaeConfig) -> bool {
+    matches!(cfg.architecture, Architecture::MatchingPursuit { .. })
 }
 
 /// What SAELens calls the encoder's bias.

@@ -2,7 +2,7 @@
 
 use super::normalize::{Normalizer, RowScales};
 use crate::{
-    kernels::{self, Activation, Params, Pool, SparseActs, Workspace},
+    kernels::{self, Activation, Params, Pool, Pursuit, SparseActs, Workspace},
     trial::{Architecture, SaeConfig},
 };
 
@@ -30,6 +30,15 @@ impl Sae {
             Architecture::AbsTopK { k, rescale_acts_by_decoder_norm, .. } => {
                 Activation::TopK { k, rescale: rescale_acts_by_decoder_norm, by_magnitude: true }
             }
+            Architecture::MatchingPursuit {
+                residual_threshold,
+                max_iterations,
+                stop_on_duplicate_support,
+            } => Activation::MatchingPursuit(Pursuit {
+                residual_threshold,
+                max_iterations,
+                stop_on_duplicate_support,
+            }),
             // Trained, it is a JumpReLU; without thresholds there is only the sign.
             Architecture::BatchTopK { .. } | Architecture::MatryoshkaBatchTopK { .. } => Activation::Relu,
         }
@@ -43,7 +52,10 @@ impl Sae {
     /// Reconstruction from latents in the SAE's own space, `out` (B, D). A per-row normalisation needs the
     /// rows that it came from and is undone by [`Sae::reconstruct`] only; without one the two agree.
     pub fn decode(&self, pool: &Pool, acts: &SparseActs, out: &mut [f32]) {
-        kernels::decode(pool, &self.params, acts, out);
+        // What a pursuit takes apart has b_dec in it only if that was subtracted before.
+        let is_pursuit = matches!(self.cfg.architecture, Architecture::MatchingPursuit { .. });
+        let with_bias = !is_pursuit || self.cfg.apply_b_dec_to_input;
+        kernels::decode(pool, &self.params, acts, with_bias, out);
     }
 
     /// Encodes `x` (B, D) and writes its reconstruction to `out` (B, D); returns the latents.

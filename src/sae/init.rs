@@ -8,7 +8,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Decoder rows uniform in ±sqrt(6 / D) (Kaiming), each scaled to `decoder_init_norm` unless that is 0; the
-/// encoder starts as the decoder's transpose; both biases are 0. Thresholds start where the settings say.
+/// encoder starts as the decoder's transpose, or has no weights of its own where it stays that; both biases are 0. Thresholds start where the settings say.
 ///
 /// Uniform numbers are made here from raw random bits, so that a later version of the random-number
 /// library cannot change what a seed means.
@@ -38,15 +38,17 @@ pub fn init(cfg: &SaeConfig, d_in: usize, seed: u64) -> Params {
         | Architecture::TopK { .. }
         | Architecture::BatchTopK { .. }
         | Architecture::MatryoshkaBatchTopK { .. }
-        | Architecture::AbsTopK { .. } => Vec::new(),
+        | Architecture::AbsTopK { .. }
+        | Architecture::MatchingPursuit { .. } => Vec::new(),
     };
     let magnitudes = match cfg.architecture {
         Architecture::Gated { .. } => vec![0.0; cfg.d_sae],
         _ => Vec::new(),
     };
+    let is_tied = matches!(cfg.architecture, Architecture::MatchingPursuit { .. });
     let (b_enc, b_dec) = (vec![0.0; cfg.d_sae], vec![0.0; d_in]);
     Params {
-        w_enc: w_dec.clone(),
+        w_enc: if is_tied { Vec::new() } else { w_dec.clone() },
         w_dec,
         b_enc,
         b_dec,

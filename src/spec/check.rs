@@ -7,8 +7,8 @@ mod options;
 
 use super::{
     axes::significant,
-    keys,
-    keys::{MODE, Used},
+    fits::{k_fits, normalisation_fits, target_l0_fits, widths_fit},
+    keys::{self, MODE, Used},
     setting::{Setting, float_text},
 };
 use std::collections::BTreeMap;
@@ -34,7 +34,10 @@ impl<'a> View<'a> {
             "sae.jumprelu_tanh_scale" if !self.uses(name) => Some(Setting::Float(4.0)),
             "sae.target_l0" if !self.uses(name) => Some(Setting::Float(0.0)),
             "train.seed" if !self.uses(name) => Some(Setting::Int(42)),
-            "sae.decoder_init_norm" if !self.uses(name) => Some(Setting::Float(0.1)),
+            "sae.decoder_init_norm" if !self.uses(name) => {
+                let is_pursuit = self.text("sae.architecture") == Some("matching_pursuit");
+                Some(Setting::Float(if is_pursuit { 1.0 } else { 0.1 }))
+            }
             "sae.jumprelu_init_threshold" if !self.uses(name) => Some(Setting::Float(0.01)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
             _ => Some(written.clone()),
@@ -48,6 +51,9 @@ impl<'a> View<'a> {
         match keys::find(name).map(|key| key.used) {
             Some(Used::Sources(names)) => is_one_of("activations.source", names),
             Some(Used::Architectures(names)) => is_one_of("sae.architecture", names),
+            Some(Used::DrawnButFor(names, _)) => {
+                is_one_of("sae.architecture", names) && is_one_of("sae.init_from", &[""])
+            }
             Some(Used::Modes(names)) => self.uses(MODE) && is_one_of(MODE, names),
             Some(Used::Schedulers(names)) => is_one_of("train.lr_scheduler_name", names),
             Some(Used::Starts(names)) => is_one_of("sae.init_from", names),
@@ -66,15 +72,15 @@ impl<'a> View<'a> {
         Some(self.int("train.tokens")? / self.int("train.batch_size")?)
     }
 
-    fn int(self, name: &str) -> Option<i64> {
+    pub(super) fn int(self, name: &str) -> Option<i64> {
         self.resolved(name)?.as_int()
     }
 
-    fn float(self, name: &str) -> Option<f64> {
+    pub(super) fn float(self, name: &str) -> Option<f64> {
         self.resolved(name)?.as_float()
     }
 
-    fn text(self, name: &str) -> Option<&'a str> {
+    pub(super) fn text(self, name: &str) -> Option<&'a str> {
         self.0.get(name)?.as_text()
     }
 }
@@ -114,7 +120,11 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
     checks.iter().chain(options::CHECKS).filter_map(|check| check(view)).collect()
 }
 
-fn contradiction(keys: &'static [&'static str], found: String, expected: impl Into<String>) -> Contradiction {
+pub(super) fn contradiction(
+    keys: &'static [&'static str],
+    found: String,
+    expected: impl Into<String>,
+) -> Contradiction {
     Contradiction { keys, found, expected: expected.into(), hint: None }
 }
 
@@ -227,81 +237,6 @@ fn sparsity_warm_up_fits(view: View<'_>, keys: &'static [&'static str; 3]) -> Op
             keys,
             format!("{name} = {warm_up}"),
             format!("at most the {steps} steps of the run (train.tokens / train.batch_size)"),
-        )
-    })
-}
-
-fn target_l0_fits(view: View<'_>) -> Option<Contradiction> {
-    if !view.uses("sae.target_l0") {
-        return None;
-    }
-    let (target, d_sae) = (view.float("sae.target_l0")?, view.int("sae.d_sae")?);
-    (target <= 0.0 || target > d_sae as f64).then(|| {
-        contradiction(
-            &["sae.target_l0", MODE, "sae.d_sae"],
-            format!("sae.target_l0 = {target} with sae.d_sae = {d_sae}"),
-            format!("for {MODE} = \"quadratic\", a target above 0 and at most d_sae"),
-        )
-    })
-}
-
-fn widths_fit(view: View<'_>) -> Option<Contradiction> {
-    if !view.uses("sae.matryoshka_widths") {
-        return None;
-    }
-    let (written, d_sae) = (view.resolved("sae.matryoshka_widths")?, view.int("sae.d_sae")?);
-    let Setting::Sizes(widths) = &written else { return None };
-    (widths.last() != Some(&d_sae) || !widths.is_sorted_by(|a, b| a < b)).then(|| Contradiction {
-        hint: (widths.len() > 1 && widths.last().is_some_and(|last| *last < d_sae))
-            .then(|| format!("the last level is the whole SAE: add {d_sae}")),
-        ..contradiction(
-            &["sae.matryoshka_widths", "sae.d_sae", "sae.architecture"],
-            format!("sae.matryoshka_widths = {} with sae.d_sae = {d_sae}", written.to_toml()),
-            "widths that rise, each above the one before, and end at d_sae",
-        )
-    })
-}
-
-fn k_fits(view: View<'_>) -> Option<Contradiction> {
-    if !view.uses("sae.k") {
-        return None;
-    }
-    let (k, d_sae) = (view.resolved("sae.k")?, view.int("sae.d_sae")?);
-    let architecture = view.text("sae.architecture")?;
-    if k.as_int().is_none() && !matches!(architecture, "batchtopk" | "matryoshka_batchtopk") {
-        return Some(contradiction(
-            &["sae.k", "sae.architecture"],
-            format!("sae.k = {} with sae.architecture = \"{architecture}\"", k.to_toml()),
-            "a whole k; only batchtopk and its kin keep k on average",
-        ));
-    }
-    let above = k.as_int().map_or_else(|| k.as_float().is_some_and(|k| k > d_sae as f64), |k| k > d_sae);
-    above.then(|| {
-        contradiction(
-            &["sae.k", "sae.d_sae"],
-            format!("sae.k = {} with sae.d_sae = {d_sae}", k.to_toml()),
-            "k at most d_sae",
-        )
-    })
-}
-
-fn normalisation_fits(view: View<'_>) -> Option<Contradiction> {
-    let (architecture, mode) = (view.text("sae.architecture")?, view.text("sae.normalize_activations")?);
-    let what = match architecture {
-        "topk" | "batchtopk" | "matryoshka_batchtopk" | "abstopk" => "auxiliary loss on dead latents",
-        "gated" => "reconstruction by gates",
-        _ => return None,
-    };
-    matches!(mode, "layer_norm" | "constant_norm_rescale").then(|| Contradiction {
-        hint: Some(format!(
-            "{architecture}'s {what} is not defined for modes that scale every row on its own"
-        )),
-        ..contradiction(
-            &["sae.normalize_activations", "sae.architecture"],
-            format!("sae.normalize_activations = \"{mode}\" with sae.architecture = \"{architecture}\""),
-            format!(
-                "for {architecture}, one of \"none\", \"expected_average_only_in\", \"covariance_whitening\""
-            ),
         )
     })
 }

@@ -152,7 +152,7 @@ pub(crate) fn trial_config(view: View<'_>) -> TrialConfig {
         let is_foreign = match key.used {
             Used::Architectures(_) | Used::Sources(_) | Used::With(_) => !view.uses(key.name),
             Used::Modes(_) | Used::DrawnJumpRelus => !view.uses(MODE),
-            Used::Schedulers(_) | Used::Starts(_) | Used::Always => false,
+            Used::DrawnButFor(..) | Used::Schedulers(_) | Used::Starts(_) | Used::Always => false,
         };
         let (Some(setting), false) = (view.resolved(key.name), is_foreign) else { continue };
         let (section, name) = key.name.split_once('.').expect("invariant: settings have sections");

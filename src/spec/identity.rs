@@ -47,6 +47,7 @@ pub fn flat(config: &TrialConfig) -> BTreeMap<String, Value> {
                 | Used::Schedulers(_)
                 | Used::Starts(_)
                 | Used::DrawnJumpRelus
+                | Used::DrawnButFor(..)
                 | Used::Always,
             )
             | None => false,

@@ -62,12 +62,18 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
         !fixed.broken.contains(name) && !variation.broken.contains(name) && !expander.considered.is_empty()
     };
     let any_uses = |name: &str| expander.considered.iter().any(|trial| View::new(&trial.settings).uses(name));
+    let any_of = |names: &[&str]| {
+        let is_one = |view: View<'_>| view.text("sae.architecture").is_some_and(|name| names.contains(&name));
+        expander.considered.iter().any(|trial| is_one(View::new(&trial.settings)))
+    };
     for key in trial_keys() {
         let one_of = |names: &[&str]| format!("= {}", listed(names).replace(", ", " or "));
         let (decider, users) = match key.used {
             Used::Always => continue,
             Used::Sources(names) => ("activations.source", one_of(names)),
             Used::Architectures(names) => ("sae.architecture", one_of(names)),
+            Used::DrawnButFor(names, _) if any_of(names) => ("sae.init_from", one_of(&[""])),
+            Used::DrawnButFor(names, _) => ("sae.architecture", one_of(names)),
             Used::Modes(names) => (MODE, one_of(names)),
             Used::Schedulers(names) => ("train.lr_scheduler_name", one_of(names)),
             Used::Starts(names) => ("sae.init_from", one_of(names)),
@@ -101,7 +107,10 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
             fault: Fault::NoEffect,
             found: format!("no trial uses it: {decider} is {} in all of them", words.join(" or ")),
             expected: format!("a trial with {decider} {users}"),
-            hint: None,
+            hint: match key.used {
+                Used::DrawnButFor(_, why) if decider == "sae.architecture" => Some(why.to_owned()),
+                _ => None,
+            },
         });
     }
     problems
@@ -186,6 +195,11 @@ fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<S
                 Some(Used::Schedulers(_)) => "train.lr_scheduler_name",
                 Some(Used::Modes(_)) if view.uses(MODE) => MODE,
                 Some(Used::Starts(_)) => "sae.init_from",
+                Some(Used::DrawnButFor(names, _))
+                    if view.text("sae.architecture").is_some_and(|name| names.contains(&name)) =>
+                {
+                    "sae.init_from"
+                }
                 Some(Used::DrawnJumpRelus) if view.uses(MODE) => "sae.init_from",
                 Some(Used::With(other)) if view.uses(other) => other,
                 _ => "sae.architecture",

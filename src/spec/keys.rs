@@ -6,7 +6,7 @@
 use Kind::{Bool, Folder, Paths, Text, Word, Words};
 use Presence::{Auto, Default, Optional, Required};
 use Scope::{Sweep, Trial};
-use Used::{Always, Architectures, DrawnJumpRelus, Modes, Schedulers, Sources, Starts, With};
+use Used::{Always, Architectures, DrawnButFor, DrawnJumpRelus, Modes, Schedulers, Sources, Starts, With};
 
 /// What may be written as a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -114,6 +114,9 @@ pub(crate) enum Used {
     Sources(&'static [&'static str]),
     /// Those of these architectures.
     Architectures(&'static [&'static str]),
+    /// Those of these architectures whose weights are drawn at random. It is part of every trial: where an SAE is
+    /// started from it has no effect, and for other architectures it is what the text says.
+    DrawnButFor(&'static [&'static str], &'static str),
     /// JumpReLUs with these sparsity losses.
     Modes(&'static [&'static str]),
     /// Those with these learning rate schedules.
@@ -181,9 +184,13 @@ const BATCHTOPK: Used = Architectures(&["batchtopk", "matryoshka_batchtopk"]);
 const MATRYOSHKA: Used = Architectures(&["matryoshka_batchtopk"]);
 const JUMPRELU: Used = Architectures(&["jumprelu"]);
 const DRAWN: Used = Starts(&[""]);
-/// Those that encode by a matrix and a bias.
-const WITH_ENCODER: Used =
-    Architectures(&["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]);
+const PURSUIT: Used = Architectures(&["matching_pursuit"]);
+/// Architectures that encode by a matrix and a bias.
+const ENCODING: &[&str] =
+    &["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"];
+const WITH_ENCODER: Used = Architectures(ENCODING);
+const UNTIED: Used =
+    DrawnButFor(ENCODING, "matching_pursuit starts from decoder rows of norm 1, whatever is written");
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
 
 const fn int(min: i64) -> Kind {
@@ -259,7 +266,16 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         Trial,
         "sae.architecture",
-        Word(&["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]),
+        Word(&[
+            "standard",
+            "gated",
+            "topk",
+            "batchtopk",
+            "matryoshka_batchtopk",
+            "abstopk",
+            "jumprelu",
+            "matching_pursuit",
+        ]),
         Default,
     ),
     key(Trial, "sae.d_sae", Kind::Int { min: 1, max: MAX_SIZE }, Required),
@@ -276,7 +292,7 @@ pub(crate) const KEYS: &[Key] = &[
         ]),
         Default,
     ),
-    used("sae.decoder_init_norm", DRAWN, at_least(0.0), Default),
+    used("sae.decoder_init_norm", UNTIED, at_least(0.0), Default),
     key(Trial, "sae.init_from", Text { empty: true }, Default),
     used("sae.l1_coefficient", WITH_L1, at_least(0.0), Default),
     used("sae.lp_norm", STANDARD, above(0.0), Default),
@@ -296,6 +312,9 @@ pub(crate) const KEYS: &[Key] = &[
     used("sae.jumprelu_tanh_scale", Modes(&["tanh"]), above(0.0), Default),
     used("sae.jumprelu_ste_to_input", JUMPRELU, Bool, Default),
     used("sae.target_l0", Modes(&["quadratic"]), at_least(0.0), Default),
+    used("sae.residual_threshold", PURSUIT, at_least(0.0), Default),
+    used("sae.max_iterations", PURSUIT, Kind::Int { min: 0, max: MAX_SIZE }, Default),
+    used("sae.stop_on_duplicate_support", PURSUIT, Bool, Default),
     key(Trial, "train.tokens", int(1), Required),
     key(Trial, "train.batch_size", Kind::Int { min: 1, max: MAX_SIZE }, Default),
     key(Trial, "train.lr", above(0.0), Default),

@@ -2,7 +2,7 @@
 //!
 //! `source` reads TOML with line numbers, `layers` merges defaults, file, environment and `--set`,
 //! `sections` checks fixed settings against the table in `keys`, `variation` reads what varies, `expand`
-//! makes the combinations, `check` judges each, `identity` names it. [`load`] in `plan` is the way through.
+//! makes the combinations, `check` and `fits` judge each, `identity` names it. [`load`] in `plan` is the way through.
 //! Every problem on the way is collected and told at the end, all together ([`SpecErrors`]).
 //!
 //! Settings are documented in `defaults.toml`, embedded as [`DEFAULTS_TOML`]; the canonical form behind a
@@ -14,6 +14,7 @@ mod config;
 mod error;
 mod expand;
 mod expressions;
+mod fits;
 mod formulas;
 mod identity;
 mod judge;
@@ -34,6 +35,7 @@ mod tests;
 pub use axes::Axis;
 pub use config::{Devices, LocalName, Objective, ReportSection, Strategy, SweepSection, SweepSpec};
 pub use error::{Fault, Place, Problem, SpecErrors};
+pub use fits::contradictions_in;
 pub use identity::{canonical, flat, trial_id};
 pub use plan::{Plan, PlannedTrial, load};
 pub use resolved::{resolved_toml, trial_toml_snippet};

@@ -110,6 +110,7 @@ fn used_keys(config: &TrialConfig) -> Vec<&'static str> {
     let flat = flat(config);
     let scheduler = flat.get("train.lr_scheduler_name").and_then(serde_json::Value::as_str);
     let mode = flat.get(MODE).and_then(serde_json::Value::as_str);
+    let architecture = config.sae.architecture.name();
     trial_keys()
         .filter(|key| flat.contains_key(key.name) && !is_option_off(key.name, &flat[key.name]))
         .filter(|key| match key.used {
@@ -117,6 +118,7 @@ fn used_keys(config: &TrialConfig) -> Vec<&'static str> {
             Used::Modes(names) => mode.is_some_and(|mode| names.contains(&mode)),
             Used::Starts(names) => names.contains(&config.sae.init_from.as_str()),
             Used::DrawnJumpRelus => config.sae.init_from.is_empty(),
+            Used::DrawnButFor(names, _) => names.contains(&architecture) && config.sae.init_from.is_empty(),
             // Only settings that the trial's architecture, source and options use are there at all.
             Used::Always | Used::Architectures(_) | Used::Sources(_) | Used::With(_) => true,
         })

@@ -1,5 +1,6 @@
 //! Tests of the whole way from text to plan.
 
+mod architectures;
 mod draws;
 mod identity;
 mod options;
@@ -9,7 +10,7 @@ mod starts;
 
 use super::{
     DEFAULTS_TOML, LocalName, Plan, SpecErrors, SpecSource, canonical, flat,
-    keys::{KEYS, Presence, trial_keys},
+    keys::{KEYS, Kind, Presence, Used, find, trial_keys},
     load, resolved_toml, trial_toml_snippet,
 };
 use serde_json::{Value, json};
@@ -71,9 +72,13 @@ fn with(more: &str) -> Plan {
     plan(&format!("{MINIMAL}{more}"))
 }
 
-fn with_overrides(more: &str, overrides: &[&str]) -> Result<Plan, SpecErrors> {
+pub(super) fn with_overrides(more: &str, overrides: &[&str]) -> Result<Plan, SpecErrors> {
     let overrides = overrides.iter().map(|text| (*text).to_owned()).collect();
     load(&SpecSource { overrides, ..source(&format!("{MINIMAL}{more}")) })
+}
+
+pub(super) fn texts(all: &[String]) -> Vec<&str> {
+    all.iter().map(String::as_str).collect()
 }
 
 fn ids(plan: &Plan) -> Vec<String> {
@@ -124,10 +129,8 @@ fn table_defaults_and_structs_name_the_same_settings() {
         assert!(DEFAULTS_TOML.contains(&format!("\n# {last} = ")), "{} is documented", key.name);
     }
     let mut in_structs: BTreeSet<String> = BTreeSet::new();
-    for architecture in
-        ["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]
-    {
-        let plan = with_overrides("", &of_architecture(architecture)).unwrap();
+    for &architecture in architectures() {
+        let plan = with_overrides("", &texts(&of_architecture(architecture))).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
     let started = with_overrides("", &["sae.init_from=sae"]).unwrap();
@@ -142,20 +145,18 @@ fn table_defaults_and_structs_name_the_same_settings() {
     assert_eq!(in_structs, in_table);
 }
 
+/// Names of all architectures.
+pub(super) fn architectures() -> &'static [&'static str] {
+    let Some(Kind::Word(names)) = find("sae.architecture").map(|key| key.kind) else {
+        panic!("it is a word")
+    };
+    names
+}
+
 /// What a trial of an architecture needs.
-fn of_architecture(name: &str) -> Vec<&str> {
-    match name {
-        "standard" => vec!["sae.architecture=standard"],
-        "gated" => vec!["sae.architecture=gated"],
-        "topk" => vec!["sae.architecture=topk"],
-        "batchtopk" => vec!["sae.architecture=batchtopk"],
-        "abstopk" => vec!["sae.architecture=abstopk"],
-        "jumprelu" => vec!["sae.architecture=jumprelu"],
-        "matryoshka_batchtopk" => {
-            vec!["sae.architecture=matryoshka_batchtopk", "sae.matryoshka_widths=[64, 512]"]
-        }
-        other => panic!("{other}"),
-    }
+pub(super) fn of_architecture(name: &str) -> Vec<String> {
+    let widths = (name == "matryoshka_batchtopk").then_some("sae.matryoshka_widths=[64, 512]");
+    [format!("sae.architecture={name}")].into_iter().chain(widths.map(str::to_owned)).collect()
 }
 
 fn collect(prefix: &str, value: &toml::Value, names: &mut BTreeSet<String>) {
@@ -176,11 +177,11 @@ fn collect(prefix: &str, value: &toml::Value, names: &mut BTreeSet<String>) {
 fn words_of_the_table_are_those_of_the_structs() {
     // Other sources take other settings; they have a test of their own.
     for key in trial_keys().filter(|key| key.name != "activations.source") {
-        let super::keys::Kind::Word(words) = key.kind else { continue };
+        let Kind::Word(words) = key.kind else { continue };
         for word in words {
             // Only a target brings a further required setting.
             let mut overrides = vec![format!("{}={word}", key.name)];
-            if let super::keys::Used::Architectures(names) = key.used {
+            if let Used::Architectures(names) = key.used {
                 overrides.push(format!("sae.architecture={}", names[0]));
             }
             if *word == "matryoshka_batchtopk" {
@@ -318,51 +319,6 @@ fn a_setting_that_a_trial_does_not_use_is_not_in_it() {
     let k: Vec<Option<Value>> = plan.trials.iter().map(|trial| trial.varied.get("sae.k").cloned()).collect();
     assert_eq!(k, [None, Some(json!(1)), Some(json!(2))]);
     assert!(!canonical(&plan.trials[0].config).contains("sae.k"));
-}
-
-#[test]
-fn settings_of_a_sparsity_loss_count_only_with_it() {
-    let jumprelu = |overrides: &[&str]| {
-        let overrides = [&["sae.architecture=jumprelu", "sae.l0_coefficient=0.1"], overrides].concat();
-        with_overrides("", &overrides).unwrap_or_else(|errors| panic!("{errors}"))
-    };
-    let mode =
-        |mode: &str, more: &str| ids(&jumprelu(&[&format!("sae.jumprelu_sparsity_loss_mode={mode}"), more]));
-    assert_ne!(mode("tanh", "sae.jumprelu_tanh_scale=4.0"), mode("tanh", "sae.jumprelu_tanh_scale=3.0"));
-    assert_ne!(mode("quadratic", "sae.target_l0=20"), mode("quadratic", "sae.target_l0=30"));
-
-    // A target that only one of two modes reads leaves the other's trial what it is without.
-    let modes = "[axes]\nsae.jumprelu_sparsity_loss_mode = [\"step\", \"quadratic\"]\n";
-    let both = with_overrides(
-        modes,
-        &[
-            "sae.architecture=jumprelu",
-            "sae.l0_coefficient=0.1",
-            "sae.target_l0=20",
-            "sae.jumprelu_tanh_scale=4",
-        ],
-    );
-    assert!(both.unwrap_err().to_string().contains("sae.jumprelu_tanh_scale"), "no trial uses it");
-    let both =
-        with_overrides(modes, &["sae.architecture=jumprelu", "sae.l0_coefficient=0.1", "sae.target_l0=20"]);
-    let both = both.unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(ids(&both), [ids(&jumprelu(&[])), mode("quadratic", "sae.target_l0=20")].concat());
-    assert_eq!(values(&both, "sae.target_l0"), [json!(0.0), json!(20.0)]);
-}
-
-#[test]
-fn an_l0_coefficient_where_nothing_changes_is_told() {
-    let notes = |mode: &str, coefficient: &str| {
-        let (mode, coefficient) =
-            (format!("sae.jumprelu_sparsity_loss_mode={mode}"), format!("sae.l0_coefficient={coefficient}"));
-        with_overrides("", &["sae.architecture=jumprelu", &mode, &coefficient, "sae.target_l0=9"])
-            .or_else(|_| with_overrides("", &["sae.architecture=jumprelu", &mode, &coefficient]))
-            .unwrap()
-            .notes
-    };
-    assert!(notes("step", "5.0")[0].starts_with("1 trial has sae.l0_coefficient above 1"));
-    assert_eq!(notes("step", "1.0"), Vec::<String>::new());
-    assert_eq!(notes("quadratic", "5.0"), Vec::<String>::new());
 }
 
 #[test]

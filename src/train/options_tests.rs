@@ -257,9 +257,9 @@ fn dead_latents_begin_anew_when_it_is_time() {
         let living: Vec<f64> =
             (0..10).filter(|&f| !dead[f]).map(|f| norm(&without.params.w_enc[f * D..][..D])).collect();
         let share = 0.2 * living.iter().sum::<f64>() / living.len() as f64;
-        for f in 0..10 {
+        for (f, &is_dead) in dead.iter().enumerate() {
             let row = f * D..(f + 1) * D;
-            if dead[f] {
+            if is_dead {
                 let (enc, dec) = (&with.params.w_enc[row.clone()], &with.params.w_dec[row.clone()]);
                 assert!((norm(dec) - 1.0).abs() < 1e-6 && (norm(enc) - share).abs() < 1e-6, "{name}");
                 assert_eq!((with.params.b_enc[f], with.m.b_enc[f], with.v.b_enc[f]), (0.0, 0.0, 0.0));

@@ -88,6 +88,15 @@ pub(super) fn gated_sae() -> SaeConfig {
     SaeConfig { architecture, ..topk_sae() }
 }
 
+fn matching_pursuit_sae() -> SaeConfig {
+    let architecture = Architecture::MatchingPursuit {
+        residual_threshold: 0.1,
+        max_iterations: 0,
+        stop_on_duplicate_support: true,
+    };
+    SaeConfig { architecture, decoder_init_norm: 1.0, ..topk_sae() }
+}
+
 pub(super) fn batch_topk_sae() -> SaeConfig {
     let architecture = Architecture::BatchTopK {
         k: 1.7,
@@ -194,8 +203,15 @@ pub(super) fn undisturbed(job: &TrialJob) -> (Trained, Vec<u8>) {
 
 #[test]
 fn a_killed_run_continues_to_the_same_bits() {
-    for sae in [job().config.sae, topk_sae(), batch_topk_sae(), matryoshka_sae(), jumprelu_sae(), gated_sae()]
-    {
+    for sae in [
+        job().config.sae,
+        topk_sae(),
+        batch_topk_sae(),
+        matryoshka_sae(),
+        jumprelu_sae(),
+        gated_sae(),
+        matching_pursuit_sae(),
+    ] {
         let mut job = job();
         job.config.sae = sae;
         let whole = undisturbed(&job);

@@ -10,8 +10,9 @@ use super::{
 use crate::{
     kernels::Pool,
     sae::{self, Normalizer, Sae, Start, StartProblem},
+    spec::contradictions_in,
     store::{BatchOrder, Store, StoreError},
-    trial::{Architecture, NormalizeActivations, SparsityLossMode, TrialConfig, TrialJob},
+    trial::{NormalizeActivations, TrialConfig, TrialJob},
 };
 use std::{
     fs, io,
@@ -141,57 +142,10 @@ pub fn train(
     run(folder, job, Source { start, normalizer, read: &read }, pool, backend, hooks)
 }
 
-/// Settings that no step could honour.
+/// Settings that no step could honour. A plan has none, but a configuration may come from elsewhere.
 fn check(config: &TrialConfig) -> Result<(), TrainError> {
-    let per_row = Normalizer::run_time(config.sae.normalize_activations).is_per_row();
-    let (k, aux_loss_coefficient) = match config.sae.architecture {
-        Architecture::Standard { .. } => return Ok(()),
-        Architecture::Gated { .. } if per_row => {
-            return Err(TrainError::Setting(
-                "the reconstruction by gates is not defined for sae.normalize_activations = layer_norm or \
-                 constant_norm_rescale"
-                    .to_owned(),
-            ));
-        }
-        Architecture::Gated { .. } => return Ok(()),
-        Architecture::JumpRelu { jumprelu_sparsity_loss_mode: mode, target_l0, .. } => {
-            if mode == SparsityLossMode::Quadratic && target_l0 <= 0.0 {
-                return Err(TrainError::Setting(format!(
-                    "sae.target_l0 is {target_l0}, expected a number above 0"
-                )));
-            }
-            return Ok(());
-        }
-        Architecture::TopK { k, aux_loss_coefficient, .. }
-        | Architecture::AbsTopK { k, aux_loss_coefficient, .. } => (k as f64, aux_loss_coefficient),
-        Architecture::BatchTopK { k, aux_loss_coefficient, .. } => (k, aux_loss_coefficient),
-        Architecture::MatryoshkaBatchTopK { k, ref matryoshka_widths, .. } => {
-            let rise = matryoshka_widths.is_sorted_by(|a, b| a < b) && matryoshka_widths.first() != Some(&0);
-            if !rise || matryoshka_widths.last() != Some(&config.sae.d_sae) {
-                return Err(TrainError::Setting(format!(
-                    "sae.matryoshka_widths are {matryoshka_widths:?}, expected rising widths that end at \
-                     sae.d_sae = {}",
-                    config.sae.d_sae
-                )));
-            }
-            // Every level's error is measured on the input as it came to the SAE.
-            (k, 1.0)
-        }
-    };
-    if !(k > 0.0 && k <= config.sae.d_sae as f64) {
-        return Err(TrainError::Setting(format!(
-            "sae.k is {k}, expected a number above 0 and at most sae.d_sae = {}",
-            config.sae.d_sae
-        )));
-    }
-    if per_row && aux_loss_coefficient != 0.0 {
-        return Err(TrainError::Setting(
-            "the auxiliary loss on dead latents is not defined for sae.normalize_activations = layer_norm or \
-             constant_norm_rescale; set sae.aux_loss_coefficient = 0"
-                .to_owned(),
-        ));
-    }
-    Ok(())
+    let told = contradictions_in(config);
+    if told.is_empty() { Ok(()) } else { Err(TrainError::Setting(told.join("; "))) }
 }
 
 fn normalizer(store: &Store, config: &TrialConfig, key: &str) -> Result<Normalizer, TrainError> {

@@ -6,8 +6,9 @@ use super::{
 };
 use crate::{
     kernels::{
-        BatchTopKStep, GatedStep, JumpReluStep, Pool, SparsityMode, StandardStep, StepLosses, TopKStep,
-        abs_topk_step, batch_topk_step, gated_step, jumprelu_step, matryoshka_step, standard_step, topk_step,
+        BatchTopKStep, GatedStep, JumpReluStep, MatchingPursuitStep, Pool, Pursuit, SparsityMode,
+        StandardStep, StepLosses, TopKStep, abs_topk_step, batch_topk_step, gated_step, jumprelu_step,
+        matching_pursuit_step, matryoshka_step, standard_step, topk_step,
     },
     trial::{Architecture, SparsityLossMode},
 };
@@ -121,6 +122,15 @@ impl Trainer {
                 };
                 jumprelu_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
             }
+            Architecture::MatchingPursuit {
+                residual_threshold,
+                max_iterations,
+                stop_on_duplicate_support,
+            } => {
+                let pursuit = Pursuit { residual_threshold, max_iterations, stop_on_duplicate_support };
+                let step = MatchingPursuitStep { pursuit, apply_b_dec_to_input };
+                matching_pursuit_step(pool, ws, params, &step, x, grads)
+            }
         }
     }
 
@@ -183,6 +193,16 @@ impl Trainer {
                     losses.push(("losses/pre_act_loss".into(), auxiliary));
                 }
                 (losses, named([("details/l0_coefficient", coefficient(last, l0_warm_up_steps))]))
+            }
+            Architecture::MatchingPursuit { residual_threshold, .. } => {
+                let summary = self.ws.pursuit_summary(residual_threshold);
+                let details = [
+                    ("metrics/max_l0", summary.max_l0 as f64),
+                    ("metrics/min_l0", summary.min_l0 as f64),
+                    ("metrics/residual_norm", summary.residual_norm),
+                    ("metrics/residual_threshold_converged_portion", summary.converged),
+                ];
+                (Values::new(), named(details))
             }
         }
     }

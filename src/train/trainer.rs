@@ -330,6 +330,10 @@ impl Trainer {
                 // It is in units of decoder norms, which were just divided by the factor.
                 topk_threshold /= factor;
             }
+            if let Architecture::MatchingPursuit { residual_threshold, .. } = &mut cfg.architecture {
+                // It is compared with activations, which come unscaled from now on.
+                *residual_threshold /= factor;
+            }
         }
         if !self.normalizer.is_per_row() {
             cfg.normalize_activations = NormalizeActivations::None;

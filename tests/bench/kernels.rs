@@ -26,9 +26,10 @@ use std::time::Instant;
 
 use divan::Bencher;
 use saesweep::kernels::{
-    Activation, AdamStep, BatchTopKStep, GatedStep, Isa, JumpReluStep, Params, Pool, Shape, SparsityMode,
-    StandardStep, TopKStep, Workspace, abs_topk_step, adam, batch_topk_step, decode, encode, gated_step,
-    jumprelu_step, matryoshka_step, standard_step, topk_step,
+    Activation, AdamStep, BatchTopKStep, GatedStep, Isa, JumpReluStep, MatchingPursuitStep, Params, Pool,
+    Pursuit, Shape, SparsityMode, StandardStep, TopKStep, Workspace, abs_topk_step, adam, batch_topk_step,
+    decode, encode, gated_step, jumprelu_step, matching_pursuit_step, matryoshka_step, standard_step,
+    topk_step,
 };
 
 /// Seconds of the fastest run of each case, and the process' peak memory over that of parameters, gradients and
@@ -55,6 +56,8 @@ enum Kind {
     AbsTopK,
     JumpRelu,
     Gated,
+    /// With L0 choices for every token.
+    MatchingPursuit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +88,7 @@ impl fmt::Display for Case {
             Kind::AbsTopK => write!(f, "abstopk")?,
             Kind::JumpRelu => write!(f, "jumprelu")?,
             Kind::Gated => write!(f, "gated")?,
+            Kind::MatchingPursuit => write!(f, "matching_pursuit")?,
         }
         let Self { d_in, d_sae, batch, l0, threads, .. } = self;
         write!(f, ", ({d_in}, {d_sae}, {batch}), L0 {l0}, {threads} thread")?;
@@ -134,6 +138,17 @@ fn other_cases() -> Vec<Case> {
         .collect()
 }
 
+fn pursuit_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (d_in, d_sae, batch) in [(576, 4608, 1024), (1024, 16384, 1024)] {
+        for l0 in [4, 60, 180] {
+            cases.push(Case { kind: Kind::MatchingPursuit, d_in, d_sae, batch, l0, ..MIDDLE });
+        }
+    }
+    cases.push(Case { threads: 2, ..cases[1] });
+    cases
+}
+
 /// A whole step of the standard SAE: losses, gradients, clip and Adam.
 #[divan::bench(args = standard_cases(), sample_count = 5, sample_size = 1)]
 fn standard(bencher: Bencher<'_, '_>, case: &Case) {
@@ -149,6 +164,12 @@ fn topk(bencher: Bencher<'_, '_>, case: &Case) {
 /// Whole steps of the other architectures.
 #[divan::bench(args = other_cases(), sample_count = 5, sample_size = 1)]
 fn others(bencher: Bencher<'_, '_>, case: &Case) {
+    bench_step(bencher, case);
+}
+
+/// A whole step of the matching pursuit SAE.
+#[divan::bench(args = pursuit_cases(), sample_count = 3, sample_size = 1)]
+fn matching_pursuit(bencher: Bencher<'_, '_>, case: &Case) {
     bench_step(bencher, case);
 }
 
@@ -194,7 +215,7 @@ fn encode_and_decode(bencher: Bencher<'_, '_>, threads: usize) {
     let mut out = vec![0.0; x.len()];
     bencher.bench_local(|| {
         let acts = encode(&pool, &mut ws, &params, &Activation::Relu, false, &x);
-        decode(&pool, &params, &acts, &mut out);
+        decode(&pool, &params, &acts, true, &mut out);
     });
 }
 
@@ -228,6 +249,9 @@ impl Problem {
             Kind::JumpRelu => {
                 params.threshold = vec![0.01; d_sae];
                 params.b_enc.fill(shift + 0.01);
+            }
+            Kind::MatchingPursuit => {
+                (params.w_enc, params.b_enc) = (Vec::new(), vec![0.0; d_sae]);
             }
             Kind::Gated => (params.r_mag, params.b_mag) = (vec![0.0; d_sae], vec![0.0; d_sae]),
             _ => {}
@@ -307,6 +331,15 @@ impl Problem {
                 let step = GatedStep { l1_coefficient: 5.0, apply_b_dec_to_input: false };
                 gated_step(pool, ws, params, &step, &self.x, grads);
             }
+            Kind::MatchingPursuit => {
+                let pursuit = Pursuit {
+                    residual_threshold: 0.0,
+                    max_iterations: self.l0,
+                    stop_on_duplicate_support: false,
+                };
+                let step = MatchingPursuitStep { pursuit, apply_b_dec_to_input: true };
+                matching_pursuit_step(pool, ws, params, &step, &self.x, grads);
+            }
         }
         self.t += 1;
         adam(pool, params, grads, &mut self.m, &mut self.v, &adam_step(self.t), ws.grad_norm());
@@ -372,7 +405,9 @@ fn print_ratios() {
     println!("\n  step ms  floor ms  ratio  memory  case");
     for (case, (secs, memory)) in &*fastest {
         let (rate, bytes) = limits[case.threads - 1];
-        let floor = limits::floor(case.shape(), rate, bytes);
+        // A matching pursuit SAE has no encoder of its own.
+        let matrices = if case.kind == Kind::MatchingPursuit { 1.0 } else { 2.0 };
+        let floor = limits::floor(case.shape(), matrices, rate, bytes);
         let memory = memory.map_or_else(|| "-".to_owned(), |share| format!("{share:.2}"));
         println!("{:9.1} {:9.1} {:6.2} {memory:>7}  {case}", secs * 1e3, floor * 1e3, secs / floor);
     }

@@ -51,7 +51,7 @@ fn measure_limits(shape: &[String], threads: usize) -> Value {
     json!({
         "product_gflops": rate / 1e9,
         "bandwidth_gb": bandwidth / 1e9,
-        "floor_secs": limits::floor(Shape { d_in, d_sae, batch }, rate, bandwidth),
+        "floor_secs": limits::floor(Shape { d_in, d_sae, batch }, 2.0, rate, bandwidth),
         "isa": Isa::detect().name(),
     })
 }

@@ -29,6 +29,14 @@ fn abstopk(k: usize, rescale_acts_by_decoder_norm: bool) -> Architecture {
     Architecture::AbsTopK { k, aux_loss_coefficient: 1.0, rescale_acts_by_decoder_norm }
 }
 
+fn matching_pursuit() -> Architecture {
+    Architecture::MatchingPursuit {
+        residual_threshold: 3.5,
+        max_iterations: 12,
+        stop_on_duplicate_support: true,
+    }
+}
+
 fn gated() -> Architecture {
     Architecture::Gated { l1_coefficient: 0.5, l1_warm_up_steps: 3 }
 }
@@ -102,13 +110,14 @@ fn random_sae(cfg: SaeConfig, d_in: usize, seed: u64) -> Sae {
     let has_threshold = matches!(cfg.architecture, Architecture::JumpRelu { .. });
     let is_gated = matches!(cfg.architecture, Architecture::Gated { .. });
     let magnitudes = |seed| if is_gated { noise(cfg.d_sae, seed, 0.4) } else { Vec::new() };
+    let is_tied = matches!(cfg.architecture, Architecture::MatchingPursuit { .. });
     let params = Params {
         r_mag: magnitudes(seed + 5),
         b_mag: magnitudes(seed + 6),
         threshold: if has_threshold { noise(cfg.d_sae, seed + 4, 0.2) } else { Vec::new() },
-        w_enc: noise(n, seed, 0.5),
+        w_enc: if is_tied { Vec::new() } else { noise(n, seed, 0.5) },
         w_dec: noise(n, seed + 1, 0.5),
-        b_enc: noise(cfg.d_sae, seed + 2, 0.5),
+        b_enc: if is_tied { vec![0.0; cfg.d_sae] } else { noise(cfg.d_sae, seed + 2, 0.5) },
         b_dec: noise(d_in, seed + 3, 0.5),
     };
     Sae { cfg, d_in, params }
@@ -154,9 +163,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn what_is_written_is_read_back(
-        d_in in 1_usize..40, d_sae in 1_usize..70, which in 0_usize..5, b_dec: bool, mode in 0_usize..5, seed: u32
+        d_in in 1_usize..40, d_sae in 1_usize..70, which in 0_usize..6, b_dec: bool, mode in 0_usize..5, seed: u32
     ) {
-        let mut config = config([topk(1, b_dec), standard(), jumprelu(), abstopk(1, b_dec), gated()][which].clone(), d_sae);
+        let architectures =
+            [topk(1, b_dec), standard(), jumprelu(), abstopk(1, b_dec), gated(), matching_pursuit()];
+        let mut config = config(architectures[which].clone(), d_sae);
         config.sae.apply_b_dec_to_input = b_dec;
         config.sae.normalize_activations = [
             NormalizeActivations::None,
@@ -254,6 +265,8 @@ fn folders_of_sae_lens_are_read() {
         "abstopk",
         "before_6_standard",
         "before_6_topk",
+        "matching_pursuit",
+        "matching_pursuit_without_b_dec",
     ] {
         let folder = Path::new(FIXTURES).join(name);
         let sae = load(&folder).unwrap();
@@ -330,7 +343,7 @@ fn what_does_not_fit_is_refused_with_both_sides() {
         load(Path::new("/nowhere/at/all")).unwrap_err().to_string(),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    SAE/cfg.json has `architecture` = "temporal", expected "standard", "gated", "topk", "abstopk" or "jumprelu"
+    SAE/cfg.json has `architecture` = "temporal", expected "standard", "gated", "topk", "abstopk", "jumprelu" or "matching_pursuit"
     SAE/cfg.json lacks `architecture`
     SAE/cfg.json lacks `d_in`
     SAE/cfg.json has `d_sae` = -4, expected a positive whole number
@@ -371,12 +384,18 @@ fn folders_for_the_sae_lens_script_are_written() {
         ("jumprelu_layer_norm", jumprelu(), true, NormalizeActivations::LayerNorm),
         ("gated", gated(), false, NormalizeActivations::ExpectedAverageOnlyIn),
         ("gated_b_dec", gated(), true, NormalizeActivations::None),
+        ("matching_pursuit", matching_pursuit(), false, NormalizeActivations::ExpectedAverageOnlyIn),
+        ("matching_pursuit_b_dec", matching_pursuit(), true, NormalizeActivations::ExpectedAverageOnlyIn),
+        ("matching_pursuit_layer_norm", matching_pursuit(), true, NormalizeActivations::LayerNorm),
     ];
     for (name, architecture, b_dec, mode) in cases {
         let mut config = config(architecture, d_sae);
         config.sae.apply_b_dec_to_input = b_dec;
         config.sae.normalize_activations = mode;
         config.train.batch_size = n;
+        if config.sae.architecture == matching_pursuit() {
+            config.sae.decoder_init_norm = 1.0;
+        }
         if let Architecture::TopK { aux_loss_coefficient, .. } = &mut config.sae.architecture {
             *aux_loss_coefficient = 0.0;
         }

@@ -218,6 +218,10 @@ fn settings_that_no_step_could_honour_are_refused() {
             "architecture": "topk", "k": k, "aux_loss_coefficient": 1.0, "rescale_acts_by_decoder_norm": true
         }))
         .unwrap();
+        if batch_size > job.config.train.batch_size {
+            // A configuration that is fine, on a store that is not what it asks for.
+            (job.config.store.tokens, job.config.train.tokens) = (1_000_000, 1_000_000);
+        }
         job.config.train.batch_size = batch_size;
         run(temp.path(), &job, &store, 1, None).unwrap_err().to_string()
     };
@@ -228,10 +232,10 @@ fn settings_that_no_step_could_honour_are_refused() {
             message(NormalizeActivations::None, 4, 5000),
         ]
         .join("\n"),
-        @r"
-    sae.k is 41, expected a number above 0 and at most sae.d_sae = 40
-    the auxiliary loss on dead latents is not defined for sae.normalize_activations = layer_norm or constant_norm_rescale; set sae.aux_loss_coefficient = 0
+        @r#"
+    sae.k = 41 with sae.d_sae = 40, expected k at most d_sae
+    sae.normalize_activations = "layer_norm" with sae.architecture = "topk", expected for topk, one of "none", "expected_average_only_in", "covariance_whitening" (topk's auxiliary loss on dead latents is not defined for modes that scale every row on its own; with sae.aux_loss_coefficient = 0 there is none)
     the store has 1280 rows, fewer than one batch of 5000
-    "
+    "#
     );
 }

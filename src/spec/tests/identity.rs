@@ -4,33 +4,10 @@ use super::{
     super::{
         flat,
         keys::{KEYS, Kind, Scope, Used, find},
-        load, trial_toml_snippet,
     },
-    ids, of_architecture, source, with_overrides,
+    architectures, ids, of_architecture, texts, with_overrides,
 };
 use std::collections::{BTreeMap, BTreeSet};
-
-#[test]
-fn a_configuration_comes_back_from_its_file() {
-    let architectures = [
-        vec!["sae.architecture=batchtopk", "sae.k=32"],
-        vec!["sae.architecture=batchtopk", "sae.k=12.5"],
-        vec!["sae.architecture=matryoshka_batchtopk", "sae.matryoshka_widths=[64, 5e2, 512]"],
-        vec!["sae.architecture=jumprelu"],
-        vec!["sae.architecture=gated"],
-    ];
-    for overrides in architectures {
-        let plan = with_overrides("", &overrides).unwrap_or_else(|errors| panic!("{errors}"));
-        let config = &plan.trials[0].config;
-        let text = toml::to_string(config).unwrap();
-        assert_eq!(&toml::from_str::<crate::trial::TrialConfig>(&text).unwrap(), config, "{text}");
-        let text = serde_json::to_string(config).unwrap();
-        assert_eq!(&serde_json::from_str::<crate::trial::TrialConfig>(&text).unwrap(), config, "{text}");
-        // The snippet of a report is a sweep of the same trial.
-        let again = load(&source(&format!("[sweep]\nname = \"again\"\n{}", trial_toml_snippet(config))));
-        assert_eq!(ids(&again.unwrap_or_else(|errors| panic!("{errors}"))), ids(&plan));
-    }
-}
 
 #[test]
 fn numbers_are_one_value_however_written() {
@@ -53,13 +30,10 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
             all.push("sae.jumprelu_sparsity_loss_mode=tanh".to_owned());
         }
         all.extend(overrides.iter().cloned());
-        let all: Vec<&str> =
-            of_architecture(architecture).into_iter().chain(all.iter().map(String::as_str)).collect();
-        ids(&with_overrides("", &all).unwrap_or_else(|errors| panic!("{errors}")))
+        let all = [of_architecture(architecture), all].concat();
+        ids(&with_overrides("", &texts(&all)).unwrap_or_else(|errors| panic!("{errors}")))
     };
-    for architecture in
-        ["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]
-    {
+    for &architecture in architectures() {
         let unchanged = base(architecture, &[]);
         let mut seen = BTreeMap::from([(unchanged[0].clone(), "nothing")]);
         for key in KEYS {
@@ -70,11 +44,14 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                 ("sae.matryoshka_widths", _) => "[32, 512]".to_owned(),
                 ("sae.jumprelu_sparsity_loss_mode", _) => "step".to_owned(),
                 ("sweep.trials", _) => continue,
+                ("sae.normalize_activations", _) if architecture == "matching_pursuit" => {
+                    "layer_norm".to_owned()
+                }
                 ("sae.normalize_activations", _) => "covariance_whitening".to_owned(),
                 ("train.lr_scheduler_name", _) => "cosineannealing".to_owned(),
                 ("sweep.strategy" | "sweep.objective.metric", _) => continue,
                 (_, Kind::Bool) => {
-                    let plan = with_overrides("", &of_architecture(architecture)).unwrap();
+                    let plan = with_overrides("", &texts(&of_architecture(architecture))).unwrap();
                     match flat(&plan.trials[0].config).get(key.name) {
                         Some(value) => (!value.as_bool().unwrap()).to_string(),
                         None => continue,
@@ -112,7 +89,7 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                 used => used,
             };
             let is_foreign = match decider {
-                Used::Architectures(names) => !names.contains(&architecture),
+                Used::Architectures(names) | Used::DrawnButFor(names, _) => !names.contains(&architecture),
                 Used::Modes(names) => architecture != "jumprelu" || !names.contains(&"tanh"),
                 Used::DrawnJumpRelus => architecture != "jumprelu",
                 Used::Sources(names) => !names.contains(&"model"),
