@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     /// Decisions nearer than this to going another way may do so by rounding.
-    const MARGIN: f64 = 2e-5;
+    const MARGIN: f64 = 5e-6;
 
     fn margin(problem: &Problem, step: &MatchingPursuitStep) -> f64 {
         let params = problem.params.to_f64();

@@ -14,9 +14,9 @@ pub struct Path {
     pub chosen: Vec<(usize, f64)>,
     /// What was left before each choice and at last, one (D) vector more than choices.
     pub residuals: Vec<Vec<f64>>,
-    /// The least distance of a decision from going another way, in units of what was left times the largest norm
-    /// of a decoder row: between the best two latents, of the best from 0, of the residual's norm from the
-    /// threshold.
+    /// The least distance of a decision from going another way: between the products of the best two latents, of the
+    /// best from 0, of the residual's norm from the threshold. In units of the token's norm, times the largest of a
+    /// decoder row: residuals are rounded as the token was.
     pub margin: f64,
 }
 
@@ -29,9 +29,9 @@ pub fn pursue(params: &Params<f64>, pursuit: &Pursuit, x_in: &[f64]) -> Path {
     let rows = || params.w_dec.chunks_exact(d_in);
     let largest_norm = rows().map(|row| dot(row, row).sqrt()).fold(0.0, f64::max);
     let mut path = Path { residuals: vec![x_in.to_vec()], margin: f64::INFINITY, ..Path::default() };
+    let size = dot(x_in, x_in).sqrt();
     for _ in 0..pursuit.iterations(d_in) {
         let rest = &path.residuals[path.residuals.len() - 1];
-        let size = dot(rest, rest).sqrt();
         let (mut best, mut value, mut second) = (0, f64::NEG_INFINITY, f64::NEG_INFINITY);
         for (i, row) in rows().enumerate() {
             let product = dot(rest, row);
