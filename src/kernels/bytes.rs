@@ -23,22 +23,27 @@ pub(super) struct Quantised {
     pub(super) sum: i32,
 }
 
-/// Rounds a row to multiples of a 127th of its largest magnitude. `put` gets the bytes of every four columns, zeros
+/// Multiplies a row with `factors` and rounds it to multiples of a 127th of its largest magnitude. `put` gets the bytes of every four columns, zeros
 /// after the last.
 ///
 /// # Safety
 /// AVX-512 F, BW, DQ and VL enabled.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn quantise(row: &[f32], put: &mut impl FnMut(usize, u32)) -> Quantised {
+pub(super) unsafe fn quantise(row: &[f32], factors: &[f32], put: &mut impl FnMut(usize, u32)) -> Quantised {
     let mut largest = _mm512_setzero_ps();
     let mut squares = _mm512_setzero_ps();
-    let load = |from: &[f32]| {
+    let load = |(from, factors): (&[f32], &[f32])| {
         let valid = ((1_u32 << from.len()) - 1) as u16;
         // SAFETY: instructions enabled; masked lanes are not touched.
-        unsafe { _mm512_maskz_loadu_ps(valid, from.as_ptr()) }
+        unsafe {
+            let from = _mm512_maskz_loadu_ps(valid, from.as_ptr());
+            _mm512_mul_ps(from, _mm512_maskz_loadu_ps(valid, factors.as_ptr()))
+        }
     };
-    for part in row.chunks(LANES) {
+    assert_eq!(row.len(), factors.len(), "every column has a factor");
+    let parts = || row.chunks(LANES).zip(factors.chunks(LANES));
+    for part in parts() {
         let values = load(part);
         largest = _mm512_max_ps(largest, _mm512_abs_ps(values));
         squares = _mm512_fmadd_ps(values, values, squares);
@@ -50,7 +55,7 @@ pub(super) unsafe fn quantise(row: &[f32], put: &mut impl FnMut(usize, u32)) -> 
 
     let mut squares = _mm512_setzero_ps();
     let mut sum = _mm512_setzero_si512();
-    for (nth, part) in row.chunks(LANES).enumerate() {
+    for (nth, part) in parts().enumerate() {
         let values = load(part);
         let rounded = _mm512_cvtps_epi32(_mm512_mul_ps(values, _mm512_set1_ps(inverse)));
         let rest = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(rounded), _mm512_set1_ps(scale), values);
@@ -59,7 +64,7 @@ pub(super) unsafe fn quantise(row: &[f32], put: &mut impl FnMut(usize, u32)) -> 
         let mut words = [0_u32; LANES / WORD];
         // SAFETY: sixteen bytes are four words.
         unsafe { _mm_storeu_si128(words.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(rounded)) };
-        for (word, &bytes) in words.iter().enumerate().take(part.len().div_ceil(WORD)) {
+        for (word, &bytes) in words.iter().enumerate().take(part.0.len().div_ceil(WORD)) {
             put(nth * LANES / WORD + word, bytes);
         }
     }

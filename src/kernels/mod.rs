@@ -33,6 +33,8 @@ mod gather;
 mod select;
 
 #[cfg(target_arch = "x86_64")]
+mod balance;
+#[cfg(target_arch = "x86_64")]
 mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod chains;

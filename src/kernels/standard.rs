@@ -126,7 +126,7 @@ impl Workspace {
         assert!((1..=self.shape.batch).contains(&n_tokens), "a batch has 1 to shape.batch tokens");
         let subtract = apply_b_dec_to_input.then_some(params.b_dec.as_slice());
         pack_batch(pool, x, d_in, subtract, &mut self.panels);
-        self.screen.load(pool, x, d_in, subtract);
+        self.screen.load(pool, x, subtract, params);
         self.rows.begin();
         self.n_tokens = n_tokens;
         n_tokens

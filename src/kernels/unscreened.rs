@@ -3,6 +3,7 @@
 
 use super::gather::GatherTile;
 use super::isa::Isa;
+use super::params::Params;
 use super::pool::Pool;
 
 /// Never loaded.
@@ -13,7 +14,7 @@ impl Screen {
         Self
     }
 
-    pub(super) fn load(&mut self, _pool: &Pool, _x: &[f32], _d_in: usize, _subtract: Option<&[f32]>) {}
+    pub(super) fn load(&mut self, _pool: &Pool, _x: &[f32], _subtract: Option<&[f32]>, _params: &Params) {}
 
     pub(super) fn loaded(&self) -> Option<&Self> {
         None
