@@ -76,6 +76,31 @@ impl Model {
         self.walk(HookPoint::EMBED, start, positions, Some(*hook), |_, _| {})
     }
 
+    /// As [`Model::run_to_hook`] for the later of two hooks, with the activations at the earlier one.
+    ///
+    /// # Errors
+    /// As [`Model::run_to_hook`].
+    pub fn run_to_hooks(
+        &self,
+        tokens: &Tensor,
+        hook: &HookPoint,
+        later: &HookPoint,
+    ) -> Result<(Tensor, HookState), ModelError> {
+        [hook, later].into_iter().try_for_each(|hook| self.cfg.check_hook(hook))?;
+        let positions = self.check_tokens(tokens)?;
+        let start = self.decoder.start(tokens)?;
+        let mut seen = None;
+        let state = self.walk(HookPoint::EMBED, start, positions, Some(*later), |at, state| {
+            if at == *hook {
+                seen = Some(state.acts.clone());
+            }
+        })?;
+        match seen {
+            Some(acts) => Ok((acts, state)),
+            None => Err(ModelError::HookOrder { input: hook.name(), output: later.name() }),
+        }
+    }
+
     /// Logits (B, P, V) from the state at a hook, whose activations may have been replaced.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use super::{
     keys,
     keys::{MODE, Used},
     setting::{Setting, float_text},
+    transcoder,
 };
 use std::collections::BTreeMap;
 
@@ -35,6 +36,9 @@ impl<'a> View<'a> {
             "sae.decoder_init_norm" if !self.uses(name) => Some(Setting::Float(0.1)),
             "sae.jumprelu_init_threshold" if !self.uses(name) => Some(Setting::Float(0.01)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
+            "sae.apply_b_dec_to_input" if *written == Setting::Auto => {
+                Some(Setting::Bool(!self.is_of_transcoder()))
+            }
             _ => Some(written.clone()),
         }
     }
@@ -54,6 +58,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Whether the trial has an output hook of its own.
+    pub(super) fn is_of_transcoder(self) -> bool {
+        self.uses("model.hook_out") && self.text("model.hook_out").is_some_and(|hook| !hook.is_empty())
+    }
+
     pub(crate) fn steps(self) -> Option<i64> {
         let (tokens, batch_size) = (self.int("train.tokens")?, self.int("train.batch_size")?);
         Some(tokens / batch_size + i64::from(tokens % batch_size != 0))
@@ -71,7 +80,7 @@ impl<'a> View<'a> {
         self.resolved(name)?.as_float()
     }
 
-    fn text(self, name: &str) -> Option<&'a str> {
+    pub(super) fn text(self, name: &str) -> Option<&'a str> {
         self.0.get(name)?.as_text()
     }
 }
@@ -105,10 +114,14 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
         features_can_be_that_active,
         special_tokens_exist,
     ];
-    checks.iter().filter_map(|check| check(view)).collect()
+    checks.iter().chain(transcoder::CHECKS).filter_map(|check| check(view)).collect()
 }
 
-fn contradiction(keys: &'static [&'static str], found: String, expected: impl Into<String>) -> Contradiction {
+pub(super) fn contradiction(
+    keys: &'static [&'static str],
+    found: String,
+    expected: impl Into<String>,
+) -> Contradiction {
     Contradiction { keys, found, expected: expected.into(), hint: None }
 }
 

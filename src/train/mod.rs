@@ -1,5 +1,5 @@
 //! One trial's training: schedules, the step, dead and density bookkeeping, metrics lines, checkpoints, and
-//! the loop that ties them together.
+//! the loop that ties them together. A transcoder's run is the same with targets of its own: [`Output`].
 //!
 //! Start with [`train`]; [`Trainer`] is the same step for batches from anywhere. Nothing here reads a clock
 //! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or, for standard SAEs, on a
@@ -9,6 +9,7 @@ mod checkpoint;
 mod device;
 mod firing;
 mod metrics;
+mod output;
 #[cfg(test)]
 mod resume_tests;
 mod run;
@@ -21,6 +22,7 @@ pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
 pub use device::{Backend, Probe, build_command, can_train, probe};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
+pub use output::Output;
 pub use run::{Hooks, TrainError, TrainOutcome, train};
 pub use schedules::{learning_rate, sparsity_coefficient};
 pub use trainer::{StepReport, Trained, Trainer};

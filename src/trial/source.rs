@@ -33,6 +33,11 @@ impl ActivationSource {
         }
     }
 
+    /// Whether a transcoder is trained: activations at one hook are computed from those at another.
+    pub fn is_of_two_hooks(&self) -> bool {
+        self.model().is_some_and(|(model, _)| model.output().is_some())
+    }
+
     /// Model and data, where activations come from a model.
     pub fn model(&self) -> Option<(&ModelConfig, &DataConfig)> {
         match self {
