@@ -40,18 +40,6 @@ pub struct ModelConfig {
     pub hook_out: String,
 }
 
-impl ModelConfig {
-    /// The hook, or both as `input -> output`, for people.
-    pub fn hooks(&self) -> String {
-        self.output().map_or_else(|| self.hook.clone(), |output| format!("{} -> {output}", self.hook))
-    }
-
-    /// A transcoder's output hook.
-    pub fn output(&self) -> Option<&str> {
-        Some(self.hook_out.as_str()).filter(|hook| !hook.is_empty())
-    }
-}
-
 /// `[data]`: the data set and its tokenisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

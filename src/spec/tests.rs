@@ -130,6 +130,8 @@ fn table_defaults_and_structs_name_the_same_settings() {
     }
     let started = with_overrides("", &["sae.init_from=sae"]).unwrap();
     in_structs.extend(flat(&started.trials[0].config).into_keys());
+    let transcoder = with_overrides("", &["model.hook_out=later"]).unwrap();
+    in_structs.extend(flat(&transcoder.trials[0].config).into_keys());
     for text in [TOY, FILES] {
         in_structs.extend(flat(&plan(text).trials[0].config).into_keys());
     }

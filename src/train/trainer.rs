@@ -146,6 +146,7 @@ impl Trainer {
         self.normalizer = Normalizer::Identity;
         self.target = vec![0.0; self.scaled.len()];
         self.weight = vec![1.0; self.train.batch_size];
+        self.ws.set_aux_width(output.d_out);
         self.output = Some(output);
         self
     }

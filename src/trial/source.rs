@@ -47,6 +47,18 @@ impl ActivationSource {
     }
 }
 
+impl ModelConfig {
+    /// The hook, or both as `input -> output`, for people.
+    pub fn hooks(&self) -> String {
+        self.output().map_or_else(|| self.hook.clone(), |output| format!("{} -> {output}", self.hook))
+    }
+
+    /// A transcoder's output hook.
+    pub fn output(&self) -> Option<&str> {
+        Some(self.hook_out.as_str()).filter(|hook| !hook.is_empty())
+    }
+}
+
 /// `[activations]` with `source = "toy"`: rows that are sums of known directions.
 ///
 /// A row is `sum over active features i of m_i norm_i f_i + noise`, all of it a function of these settings and

@@ -130,13 +130,15 @@ fn finished(
     }
     sizes.add_decoder_gradients(&mut grads, &acts, &g);
 
-    // aux = c s mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(D/2, n_dead) largest
-    // pre-activations of dead latents (not relu'd), s = min(n_dead / (D/2), 1).
+    // aux = c s mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(W/2, n_dead) largest
+    // pre-activations of dead latents (not relu'd), s = min(n_dead / (W/2), 1), W = D or
+    // the target's own width.
     let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
-    let k_aux = (d_in / 2).min(n_dead);
+    let half = aim.map_or(d_in, |aim| aim.width) / 2;
+    let k_aux = half.min(n_dead);
     let mut sparsity = 0.0;
     if k_aux > 0 {
-        let weight = step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2) as f64).min(1.0);
+        let weight = step.aux_loss_coefficient * (n_dead as f64 / half as f64).min(1.0);
         let mut aux = vec![0.0; n_tokens * d_sae];
         for b in 0..n_tokens {
             for f in largest(&order[b * d_sae..][..d_sae], k_aux, |f| dead[f]) {
