@@ -36,6 +36,7 @@ pub(crate) enum Site {
     AttnZ,
     AttnOut,
     ResidMid,
+    MlpNormalized,
     MlpPre,
     MlpPost,
     MlpOut,
@@ -71,7 +72,8 @@ impl HookPoint {
             Site::ResidPre => Site::AttnZ,
             Site::AttnZ => Site::AttnOut,
             Site::AttnOut => Site::ResidMid,
-            Site::ResidMid => Site::MlpPre,
+            Site::ResidMid => Site::MlpNormalized,
+            Site::MlpNormalized => Site::MlpPre,
             Site::MlpPre => Site::MlpPost,
             Site::MlpPost => Site::MlpOut,
             Site::MlpOut => Site::ResidPost,
@@ -91,11 +93,12 @@ impl fmt::Display for HookPoint {
 }
 
 impl Site {
-    const OF_A_BLOCK: [Self; 8] = [
+    const OF_A_BLOCK: [Self; 9] = [
         Self::ResidPre,
         Self::AttnZ,
         Self::AttnOut,
         Self::ResidMid,
+        Self::MlpNormalized,
         Self::MlpPre,
         Self::MlpPost,
         Self::MlpOut,
@@ -109,6 +112,7 @@ impl Site {
             Self::AttnZ => "attn.hook_z",
             Self::AttnOut => "hook_attn_out",
             Self::ResidMid => "hook_resid_mid",
+            Self::MlpNormalized => "ln2.hook_normalized",
             Self::MlpPre => "mlp.hook_pre",
             Self::MlpPost => "mlp.hook_post",
             Self::MlpOut => "hook_mlp_out",
@@ -155,6 +159,7 @@ impl DecoderConfig {
             | Site::ResidPre
             | Site::AttnOut
             | Site::ResidMid
+            | Site::MlpNormalized
             | Site::MlpOut
             | Site::ResidPost => self.d_model,
         }
@@ -192,7 +197,7 @@ mod tests {
     fn every_name_finds_its_hook_and_the_order_is_that_of_execution() {
         let cfg = tiny_llama();
         let hooks: Vec<_> = cfg.hook_names().iter().map(|name| cfg.hook(name).unwrap()).collect();
-        assert_eq!(hooks.len(), 1 + 8 * cfg.n_layers);
+        assert_eq!(hooks.len(), 1 + 9 * cfg.n_layers);
         assert!(hooks.is_sorted());
         assert!(hooks.windows(2).all(|pair| pair[0].next() == pair[1]));
     }
@@ -217,7 +222,7 @@ mod tests {
         assert!(hooks(Some("blocks.1.hook_resid_pre")).is_ok());
         for early in ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid"] {
             let message = hooks(Some(early)).unwrap_err().to_string();
-            assert!(message.contains("comes after") && message.contains(early), "{message}");
+            assert!(message.contains("does not come after") && message.contains(early), "{message}");
         }
         assert!(hooks(Some("blocks.9.hook_mlp_out")).unwrap_err().to_string().contains("has no hook"));
     }

@@ -4,6 +4,7 @@ mod identity;
 mod properties;
 mod sources;
 mod starts;
+mod transcoders;
 
 use super::{
     DEFAULTS_TOML, LocalName, Plan, SpecErrors, SpecSource, canonical, flat,
