@@ -31,6 +31,11 @@ fn saes_and_transcoders_may_be_in_one_sweep() {
     let subtract: Vec<bool> =
         mixed.trials.iter().map(|trial| trial.config.sae.apply_b_dec_to_input).collect();
     assert_eq!(subtract, [true, false]);
+    assert!(
+        mixed.notes.iter().any(|note| note.contains("2 activation stores: they differ in model.hook_out")),
+        "{:?}",
+        mixed.notes
+    );
     // Expressions see what auto comes to.
     let derive = "[derive]\nsae.k = \"8 if sae.apply_b_dec_to_input else 4\"\n";
     let derived = plan(
