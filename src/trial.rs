@@ -28,7 +28,7 @@ pub struct TrialConfig {
     pub eval: EvalConfig,
 }
 
-/// `[model]`: the language model and the hook whose activations are learnt.
+/// `[model]`: the language model and the hook whose activations are learnt, or for a transcoder the two hooks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
@@ -36,6 +36,10 @@ pub struct ModelConfig {
     pub name: String,
     /// TransformerLens hook name, for example `blocks.0.hook_mlp_out`.
     pub hook: String,
+    /// The hook whose activations a transcoder computes from those at `hook`; empty for an SAE, which computes
+    /// those at `hook` themselves. Left out where it is empty, so that configurations of SAEs keep their ids.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hook_out: String,
 }
 
 /// `[data]`: the data set and its tokenisation.

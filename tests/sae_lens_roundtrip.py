@@ -6,7 +6,7 @@ Usage, with `pip install sae-lens dictionary-learning` (last used with 6.54.12 a
     python tests/sae_lens_roundtrip.py target/tmp/sae_lens_roundtrip/*
 
 The tests write the folders, each with `forward.safetensors`: activations x (B, D), the latents (B, F) and the
-reconstruction (B, D) that this program computed from them. A folder without that file, such as `sae/` of a
+reconstruction (B, D; for a transcoder B, d_out) that this program computed from them. A folder without that file, such as `sae/` of a
 trial or an export of one, is opened and run on random activations. A `runner_cfg.json` must be one that SAELens
 takes; a folder with `ae.safetensors` is opened by dictionary_learning, through an `ae.pt` made from it.
 Prints one line a folder, the largest deviations at the end, and exits with 1 when one exceeds 1e-5 relative to
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from sae_lens import SAE, LanguageModelSAERunnerConfig
+from sae_lens import SAE, LanguageModelSAERunnerConfig, Transcoder
 
 TOLERANCE = 1e-5
 
@@ -38,6 +38,8 @@ def open_sae_lens(folder):
     sae = SAE.load_from_disk(folder)
     cfg = sae.cfg
     what = f"{cfg.architecture()} {cfg.d_in} x {cfg.d_sae} of trial {cfg.metadata.saesweep_trial}"
+    if isinstance(sae, Transcoder):
+        what += f" to {cfg.d_out} at {cfg.metadata.hook_name_out}"
     runner = folder / "runner_cfg.json"
     if runner.exists():
         fields = json.loads(runner.read_text())

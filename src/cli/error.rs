@@ -62,7 +62,7 @@ impl CliError {
         match self {
             Self::Spec(_) | Self::Slot(_) | Self::Usage(_) => Exit::Usage,
             // The sweep names it, so the sweep is wrong.
-            Self::Model(ModelError::UnknownHook { .. }) => Exit::Usage,
+            Self::Model(ModelError::UnknownHook { .. } | ModelError::HookOrder { .. }) => Exit::Usage,
             Self::Export(error) if error.is_refusal() => Exit::Usage,
             Self::Interrupted => Exit::Interrupted,
             _ => Exit::Error,

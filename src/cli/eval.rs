@@ -149,15 +149,17 @@ fn store_key(args: &EvalArgs, facts: Option<&RunFacts>) -> Result<String, CliErr
 
 fn candidate(folder: &Path, store: &Store) -> Result<Candidate, CliError> {
     let (sae, origin) = sae::load_with_origin(folder)?;
-    if sae.d_in != store.width() {
+    if (sae.d_in, sae.d_out) != (store.d_in(), store.d_out()) {
         return Err(CliError::Usage(format!(
-            "`{}` is {} x {} (d_in x d_sae), and the store {} holds {} activations of width {}",
+            "`{}` is {}, and the store {} holds {} activations of width {}",
             folder.display(),
-            sae.d_in,
-            sae.cfg.d_sae,
+            sae.sizes(),
             store.header().key,
             show::count(store.rows()),
-            store.width()
+            match store.d_out() {
+                None => store.d_in().to_string(),
+                Some(d_out) => format!("{} -> {d_out}", store.d_in()),
+            }
         )));
     }
     Ok(Candidate { folder: folder.to_owned(), sae, origin })
@@ -232,9 +234,11 @@ fn note_differences(candidate: &Candidate, store: &Store, console: &Console) {
     let name = candidate.folder.display();
     if let (Some(hook), SourceIdentity::Model(identity)) =
         (&candidate.origin.hook, &store.header().identity.source)
-        && *hook != identity.hook
+        && (hook, &candidate.origin.hook_out) != (&identity.hook, &identity.hook_out)
     {
-        console.note(&format!("note: `{name}` was trained at {hook}, the store is of {}", identity.hook));
+        let trained_at = hooks(hook, candidate.origin.hook_out.as_deref());
+        let of = hooks(&identity.hook, identity.hook_out.as_deref());
+        console.note(&format!("note: `{name}` was trained at {trained_at}, the store is of {of}"));
     }
     let mode = candidate.sae.cfg.normalize_activations;
     if matches!(mode, NormalizeActivations::ExpectedAverageOnlyIn | NormalizeActivations::CovarianceWhitening)
@@ -245,6 +249,11 @@ fn note_differences(candidate: &Candidate, store: &Store, console: &Console) {
              SAELens does"
         ));
     }
+}
+
+/// A hook, or a transcoder's two.
+fn hooks(input: &str, output: Option<&str>) -> String {
+    output.map_or_else(|| input.to_owned(), |output| format!("{input} -> {output}"))
 }
 
 /// Best first; those without the metric last.

@@ -35,7 +35,7 @@ pub(super) fn export(shared: &Shared, args: &ExportArgs, console: &Console) -> R
     let files = sae::export(&dir.sae(), &args.to, format, &info, args.force)?;
     console.note(&format!("trial {}: {}", job.id, files.join(", ")));
     if format == ExportFormat::SaeLens && !files.contains(&RUNNER_FILE) {
-        console.note(&format!("no {RUNNER_FILE}: its activations are not a language model's"));
+        console.note(&format!("no {RUNNER_FILE}: SAELens trains neither transcoders nor on activations that are no language model's"));
     }
     if format == ExportFormat::DictionaryLearning {
         console.note(&format!(

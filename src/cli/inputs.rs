@@ -140,12 +140,21 @@ impl Inputs {
         }
     }
 
-    /// Width of the activations that a trial learns.
+    /// Width of the rows of a trial's store: of what it reads, and with it of what a transcoder computes.
+    pub(super) fn row_width(&self, config: &TrialConfig) -> Result<usize, CliError> {
+        let d_in = self.width(config)?;
+        let Some((model, _)) = config.source.model() else { return Ok(d_in) };
+        let header = self.headers.get(&model.name).expect("invariant: every model was found");
+        let output = header.hooks_of(&model.hook, model.output())?.output;
+        Ok(d_in + output.map_or(0, |output| header.hook_width(&output)))
+    }
+
+    /// Width of the activations that a trial reads.
     pub(super) fn width(&self, config: &TrialConfig) -> Result<usize, CliError> {
         match &config.source {
             ActivationSource::Model { model, .. } => {
                 let header = self.headers.get(&model.name).expect("invariant: every model was found");
-                Ok(header.hook_width(&header.hook(&model.hook)?))
+                Ok(header.hook_width(&header.hooks_of(&model.hook, model.output())?.input))
             }
             ActivationSource::Toy(toy) => Ok(toy.d_in),
             ActivationSource::Files(files) => {

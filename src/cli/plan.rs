@@ -60,7 +60,7 @@ impl<'a> Need<'a> {
         let size = match inputs {
             None => None,
             Some(inputs) => {
-                let width = inputs.width(group.config)?;
+                let width = inputs.row_width(group.config)?;
                 let store = &group.config.store;
                 let held_out = match &group.config.source {
                     ActivationSource::Model { data, .. } => data.eval_max_tokens,
@@ -138,9 +138,7 @@ fn print_plan(plan: &Plan, needs: &[Need<'_>], stores: &Path) -> Result<(), CliE
 /// Model, hook and data set, or what stands in their place.
 fn names(source: &ActivationSource) -> [String; 3] {
     match source {
-        ActivationSource::Model { model, data } => {
-            [model.name.clone(), model.hook.clone(), data.dataset.clone()]
-        }
+        ActivationSource::Model { model, data } => [model.name.clone(), model.hooks(), data.dataset.clone()],
         ActivationSource::Toy(toy) => {
             let features = format!("{} features, {} active", toy.n_features, toy.mean_active);
             ["toy data".to_owned(), String::new(), features]

@@ -58,8 +58,9 @@ pub(super) fn build(
     let mut built = BuiltStores { keys: BTreeMap::new(), lines: Vec::new() };
     for group in groups(plan) {
         let (config, files) = (group.config, inputs.files(group.config));
-        let name = config.source.model().map_or(config.source.name(), |(model, _)| &model.hook);
-        let mut bar = StoreBar::new(console, name);
+        let name =
+            config.source.model().map_or_else(|| config.source.name().to_owned(), |(model, _)| model.hooks());
+        let mut bar = StoreBar::new(console, &name);
         let mut progress = |progress| {
             bar.show(&progress);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

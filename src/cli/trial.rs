@@ -91,7 +91,7 @@ fn run(
                 status: TrialStatus::Diverged,
                 reason: format!("the loss became {loss} in step {step}"),
                 steps: step.saturating_sub(1),
-                d_in: store.width(),
+                d_in: store.d_in(),
             };
             let mut result = diverged.result(args, job);
             result.timing = timing(args, job, train_secs, step - from_step, 0.0);
@@ -124,7 +124,7 @@ fn run(
                 status: TrialStatus::Done,
                 reason: None,
                 steps,
-                d_in: store.width(),
+                d_in: store.d_in(),
                 metrics,
                 log10_density,
                 timing: timing(args, job, train_secs, steps - from_step, eval_secs),

@@ -24,21 +24,23 @@ pub(crate) struct BehaviourSums {
 }
 
 impl BehaviourSums {
-    /// Adds the sequences `first..first + n`, whose reconstructions are `x_hat` (n * context, width). Tokens
-    /// with `keep` false hold the activation they had and count in no mean.
+    /// Adds the sequences `first..first + n`, whose activations at the hook are `clean_acts` (n * context, width)
+    /// and whose reconstructions `x_hat`. Tokens with `keep` false hold the activation they had and count in no
+    /// mean.
+    #[expect(clippy::too_many_arguments, reason = "what a model needs to go on, and what is put in")]
     pub(crate) fn add_sequences(
         &mut self,
         model: &Model,
         hook: &HookPoint,
         held_out: &EvalView<'_>,
         first: usize,
+        clean_acts: &[f32],
         x_hat: &[f32],
         keep: &[bool],
     ) -> Result<(), EvalError> {
-        let (context, width) = (held_out.context_size, held_out.width);
-        let n = keep.len() / context;
+        let context = held_out.context_size;
+        let (n, width) = (keep.len() / context, clean_acts.len() / keep.len());
         let rows = first * context..(first + n) * context;
-        let clean_acts = &held_out.acts[rows.start * width..rows.end * width];
         let mut replaced = x_hat.to_vec();
         for (token, _) in keep.iter().enumerate().filter(|(_, keep)| !**keep) {
             let row = token * width..(token + 1) * width;

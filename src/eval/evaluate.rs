@@ -10,11 +10,11 @@ use super::{
 use crate::{
     kernels::{Pool, Shape, Workspace},
     model::{Model, ModelError},
-    sae::Sae,
+    sae::{self, Sae},
     store::{EvalView, SourceIdentity, Store, StoreError},
     trial::EvalConfig,
 };
-use std::{collections::BTreeMap, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range, path::Path};
 
 /// Sequences of a batch, as far as metrics depend on batches: SAELens' default (`store_batch_size_prompts`).
 /// How much is in memory at once is another matter, so that no metric depends on it.
@@ -60,14 +60,15 @@ pub enum EvalError {
     /// The SAE was trained on something else.
     #[error("the SAE takes activations of width {sae}, the store holds width {store}")]
     Width {
-        /// `d_in` of the SAE.
-        sae: usize,
-        /// Width of the stored activations.
-        store: usize,
+        /// `d_in` of the SAE, and `d_out` of a transcoder.
+        sae: String,
+        /// Width of the stored activations, or widths.
+        store: String,
     },
 }
 
-/// Evaluates `sae` on the held-out part of `store`. Where its rows are a language model's, that model at
+/// Evaluates `sae` on the held-out part of `store`; a transcoder's reconstructions are held against its outputs and
+/// take their place in the model. Where its rows are a language model's, that model at
 /// `model_path` is run from the hook on; where true features are known, the SAE is held against them.
 ///
 /// # Errors
@@ -79,25 +80,28 @@ pub fn evaluate(
     settings: &EvalConfig,
     pool: &Pool,
 ) -> Result<Evaluation, EvalError> {
-    if sae.d_in != store.width() {
-        return Err(EvalError::Width { sae: sae.d_in, store: store.width() });
+    if (sae.d_in, sae.d_out) != (store.d_in(), store.d_out()) {
+        let (sae, store) = (widths(sae.d_in, sae.d_out), widths(store.d_in(), store.d_out()));
+        return Err(EvalError::Width { sae, store });
     }
     let model = match &store.header().identity.source {
         SourceIdentity::Model(identity) => {
             let model = Model::load(model_path.ok_or(EvalError::NoModel)?)?;
-            let hook = model.config().hook(&identity.hook)?;
-            Some((model, hook))
+            let hooks = model.config().hooks_of(&identity.hook, identity.hook_out.as_deref())?;
+            Some((model, hooks.replaced()))
         }
         SourceIdentity::Toy { .. } | SourceIdentity::Files { .. } => None,
     };
     let held_out = store.eval()?;
-    let (context, width, n_sequences) = (held_out.context_size, held_out.width, held_out.sequences);
+    let (context, n_sequences) = (held_out.context_size, held_out.sequences);
+    let rows = Rows { held_out: &held_out, d_out: sae.d_out };
+    let width = sae.out_width();
     let vocab_size = model.as_ref().map_or(1, |(model, _)| model.config().vocab_size);
     let batch_sequences = batch_sequences(&held_out);
     let at_once = sequences_at_once(context, vocab_size).min(batch_sequences).min(n_sequences).max(1);
 
     let mut workspace =
-        Workspace::new(Shape { d_in: width, d_sae: sae.cfg.d_sae, batch: at_once * context }, pool);
+        Workspace::new(Shape { d_in: sae.width(), d_sae: sae.cfg.d_sae, batch: at_once * context }, pool);
     let mut reconstruction = ReconstructionSums::new(width);
     let mut behaviour = BehaviourSums::default();
     let mut latents = LatentCounts::new(sae);
@@ -109,18 +113,18 @@ pub fn evaluate(
         let keep: Vec<bool> = (batch_first * context..batch_end * context)
             .map(|row| !(settings.exclude_special_tokens && is_special(row)))
             .collect();
-        let acts_of = |from: usize, to: usize| &held_out.acts[from * context * width..to * context * width];
-        let mut batch = reconstruction.batch(batch_end - batch_first, acts_of(batch_first, batch_end), &keep);
+        let targets = rows.outputs(batch_first, batch_end);
+        let mut batch = reconstruction.batch(batch_end - batch_first, &targets, &keep);
         for first in (batch_first..batch_end).step_by(at_once) {
             let end = (first + at_once).min(batch_end);
             let keep = &keep[(first - batch_first) * context..(end - batch_first) * context];
-            let x = acts_of(first, end);
-            let x_hat = &mut x_hat[..x.len()];
-            let acts = sae.reconstruct(pool, &mut workspace, x, x_hat);
+            let (x, target) = (rows.inputs(first, end), rows.outputs(first, end));
+            let x_hat = &mut x_hat[..target.len()];
+            let acts = sae.reconstruct(pool, &mut workspace, &x, x_hat);
             let (l0, l1) = latents.add(&acts, keep);
-            batch.add(x, x_hat, keep, &l0, &l1);
+            batch.add(&target, x_hat, keep, &l0, &l1);
             if let Some((model, hook)) = &model {
-                behaviour.add_sequences(model, hook, &held_out, first, x_hat, keep)?;
+                behaviour.add_sequences(model, hook, &held_out, first, &target, x_hat, keep)?;
             }
         }
         batch.finish();
@@ -137,6 +141,39 @@ pub fn evaluate(
     }
     metrics.insert("dense_share".to_owned(), share_above(&fires, tokens, DENSE_FREQUENCY));
     Ok(Evaluation { metrics, log10_density: log10_histogram(&fires, tokens) })
+}
+
+fn widths(d_in: usize, d_out: Option<usize>) -> String {
+    d_out.map_or_else(|| d_in.to_string(), |d_out| format!("{d_in} -> {d_out}"))
+}
+
+/// The held-out rows, which are a transcoder's where there is a width of outputs.
+struct Rows<'a> {
+    held_out: &'a EvalView<'a>,
+    d_out: Option<usize>,
+}
+
+impl Rows<'_> {
+    /// What is read in some sequences, row after row.
+    fn inputs(&self, from: usize, to: usize) -> Cow<'_, [f32]> {
+        self.part(from, to, 0..self.held_out.width - self.d_out.unwrap_or(0))
+    }
+
+    /// What is to be reconstructed there.
+    fn outputs(&self, from: usize, to: usize) -> Cow<'_, [f32]> {
+        self.part(from, to, self.d_out.map_or(0, |d_out| self.held_out.width - d_out)..self.held_out.width)
+    }
+
+    fn part(&self, from: usize, to: usize, part: Range<usize>) -> Cow<'_, [f32]> {
+        let EvalView { context_size, width, acts, .. } = *self.held_out;
+        let rows = &acts[from * context_size * width..to * context_size * width];
+        if part.len() == width {
+            return Cow::Borrowed(rows);
+        }
+        let mut out = Vec::new();
+        sae::columns(rows, width, part.clone(), part.len(), &mut out);
+        Cow::Owned(out)
+    }
 }
 
 /// Sequences of a batch. Rows that belong to no sequence come in batches of [`BATCH_ROWS`].

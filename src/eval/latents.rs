@@ -18,7 +18,7 @@ impl LatentCounts {
         // SAELens' activations are then the numbers the k largest are chosen by.
         let rescaled = matches!(sae.activation(), Activation::TopK { rescale: true, .. });
         let norm = |row: &[f32]| row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt();
-        let units = rescaled.then(|| sae.params.w_dec.chunks_exact(sae.d_in).map(norm).collect());
+        let units = rescaled.then(|| sae.params.w_dec.chunks_exact(sae.width()).map(norm).collect());
         Self { fires: vec![0; sae.cfg.d_sae], units }
     }
 

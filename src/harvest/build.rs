@@ -75,7 +75,7 @@ pub fn ensure_store(
 
     // What only needs the configuration is found out before the weights are read.
     let header = Model::header(model_path)?;
-    let hook = header.hook(&model_cfg.hook)?;
+    let hooks = header.hooks_of(&model_cfg.hook, model_cfg.output())?;
     let context_size = data_cfg.context_size;
     if context_size > header.n_ctx {
         let model = model_cfg.name.clone();
@@ -87,15 +87,17 @@ pub fn ensure_store(
     let rows = packed.train.len() as u64;
     check_rows(rows, cfg)?;
 
-    let forward = Forward { model: &model, hook, width: header.hook_width(&hook), context_size };
+    let width_out = hooks.output.map_or(0, |output| header.hook_width(&output));
+    let width = header.hook_width(&hooks.input) + width_out;
+    let forward = Forward { model: &model, hooks, width, context_size };
     let label = StoreLabel {
         model: model_cfg.name.clone(),
-        hook: model_cfg.hook.clone(),
+        hook: model_cfg.hooks(),
         dataset: data_cfg.dataset.clone(),
     };
     let mut writer = match StoreWriter::create(stores, &identity, &label, forward.width, packed.n_train())? {
         WriterStart::AlreadyWhole(folder) => return Ok((key, folder)),
-        WriterStart::Build(writer) => writer,
+        WriterStart::Build(writer) => writer.with_output(width_out),
     };
     let mut shard = Vec::new();
     while let Some(plan) = writer.next_shard() {

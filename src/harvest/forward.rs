@@ -1,16 +1,17 @@
 //! Sequences through the model to the hook.
 
 use super::HarvestError;
-use crate::model::{HookPoint, HookState, Model};
+use crate::model::{HookState, Hooks, Model};
 use candle_core::{Device, Tensor};
 
 /// Tokens in one pass through the model: enough for large matrix products, little enough to stay in memory.
 const TOKENS_PER_FORWARD: usize = 4096;
 
-/// A model with the place in it.
+/// A model with the place in it, or the two places.
 pub(crate) struct Forward<'a> {
     pub(crate) model: &'a Model,
-    pub(crate) hook: HookPoint,
+    pub(crate) hooks: Hooks,
+    /// Of a row: the activations at the input hook, then those at the output hook, where there is one.
     pub(crate) width: usize,
     pub(crate) context_size: usize,
 }
@@ -27,16 +28,26 @@ impl Forward<'_> {
         Ok(Tensor::from_slice(tokens, shape, &Device::Cpu)?)
     }
 
-    pub(crate) fn to_hook(&self, tokens: &Tensor) -> Result<HookState, HarvestError> {
-        let state = self.model.run_to_hook(tokens, &self.hook)?;
+    /// Rows (B, P, width), and the state at the hook where reconstructions are put in, all from one pass.
+    pub(crate) fn to_hook(&self, tokens: &Tensor) -> Result<(Tensor, HookState), HarvestError> {
+        let (rows, state) = match &self.hooks.output {
+            None => {
+                let state = self.model.run_to_hook(tokens, &self.hooks.input)?;
+                (state.acts.clone(), state)
+            }
+            Some(output) => {
+                let (input, state) = self.model.run_to_hooks(tokens, &self.hooks.input, output)?;
+                (Tensor::cat(&[&input, &state.acts], 2)?, state)
+            }
+        };
         let (sequences, positions) = tokens.dims2()?;
-        debug_assert_eq!(state.acts.dims(), [sequences, positions, self.width]);
-        Ok(state)
+        debug_assert_eq!(rows.dims(), [sequences, positions, self.width]);
+        Ok((rows, state))
     }
 
     /// Appends the activations of these sequences, row after row.
     pub(crate) fn append_rows(&self, tokens: &[u32], rows: &mut Vec<f32>) -> Result<(), HarvestError> {
-        append(&self.to_hook(&self.tokens(tokens)?)?.acts, rows)
+        append(&self.to_hook(&self.tokens(tokens)?)?.0, rows)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 /// Logits in one pass: of large vocabularies only few sequences fit.
 const LOGITS_PER_FORWARD: usize = 1 << 26;
 
-/// Runs the held-out sequences as they are and with zeros at the hook.
+/// Runs the held-out sequences as they are and with zeros at the hook, for a transcoder the output hook.
 pub(crate) fn held_out_part(
     forward: &Forward<'_>,
     tokens: Vec<u32>,
@@ -21,6 +21,7 @@ pub(crate) fn held_out_part(
     watch: &mut Watch<'_>,
 ) -> Result<EvalPart, HarvestError> {
     let context_size = forward.context_size;
+    let hook = forward.hooks.replaced();
     let logits_per_sequence = context_size * forward.model.config().vocab_size;
     let batch = (LOGITS_PER_FORWARD / logits_per_sequence).clamp(1, forward.batch());
     let mut part = EvalPart {
@@ -37,8 +38,8 @@ pub(crate) fn held_out_part(
     for sequences in tokens.chunks(batch * context_size) {
         watch.tell(HarvestPhase::Evaluating, done, tokens.len() as u64)?;
         let input = forward.tokens(sequences)?;
-        let state = forward.to_hook(&input)?;
-        append(&state.acts, &mut part.acts)?;
+        let (rows, state) = forward.to_hook(&input)?;
+        append(&rows, &mut part.acts)?;
         if part.carry.is_empty() {
             let widths = state.carry.iter().map(|tensor| tensor.dims3().map(|(_, _, width)| width));
             part.carry =
@@ -47,9 +48,9 @@ pub(crate) fn held_out_part(
         for (tensor, (_, values)) in state.carry.iter().zip(&mut part.carry) {
             append(tensor, values)?;
         }
-        let clean = forward.model.run_from_hook(&state, &forward.hook)?;
+        let clean = forward.model.run_from_hook(&state, &hook)?;
         let ablated_state = HookState { acts: state.acts.zeros_like()?, carry: state.carry };
-        let ablated = forward.model.run_from_hook(&ablated_state, &forward.hook)?;
+        let ablated = forward.model.run_from_hook(&ablated_state, &hook)?;
         append(&per_token_loss(&clean, &input)?, &mut part.loss_clean)?;
         append(&per_token_loss(&ablated, &input)?, &mut part.loss_ablated)?;
         append(&per_token_kl(&clean, &ablated)?, &mut part.kl_ablated)?;

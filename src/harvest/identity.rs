@@ -40,6 +40,7 @@ pub fn store_identity_cached(
     let source = ModelIdentity {
         model_hash: hashes.of(&model::model_files(model_path)?)?,
         hook: model.hook.clone(),
+        hook_out: model.output().map(str::to_owned),
         data_hash: hashes.of(data_files)?,
         column: data.column.clone(),
         context_size: data.context_size,

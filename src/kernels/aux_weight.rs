@@ -6,15 +6,16 @@ use super::topk::TopKStep;
 pub(super) const NO_VARIANCE: f64 = 1e-12;
 
 /// The factor of the mean squared auxiliary error, when `n_dead` latents make up for what the reconstruction left
-/// of the target (both (B, D)).
+/// of the target (both (B, D)), whose own width is twice `half`.
 ///
-/// SAELens' is `c min(n_dead / (D / 2), 1)`. Normalised (Gao et al. 2024, the form of their published code) it is
+/// SAELens' is `c min(n_dead / half, 1)`. Normalised (Gao et al. 2024, the form of their published code) it is
 /// `c / v`, where `v` is the mean squared distance of a token's error from the batch's mean error: the loss is
 /// then 1 for an auxiliary reconstruction that knows the mean error and no more. Without variance there is nothing
 /// to make up for, and the factor is 0. As the error itself, `v` is held constant in gradients.
 pub(super) fn aux_weight(
     step: &TopKStep,
     n_dead: usize,
+    half: usize,
     d_in: usize,
     target: &[f32],
     reconstruction: &[f32],
@@ -23,7 +24,7 @@ pub(super) fn aux_weight(
         let [variance, mean_square] = variance_of_error(d_in, target, reconstruction);
         return if variance > NO_VARIANCE * mean_square { step.aux_loss_coefficient / variance } else { 0.0 };
     }
-    step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2).max(1) as f64).min(1.0)
+    step.aux_loss_coefficient * (n_dead as f64 / half.max(1) as f64).min(1.0)
 }
 
 /// Mean over tokens of `|e - mean e|^2`, and of `|e|^2`, for `e = target - reconstruction`.
@@ -67,15 +68,15 @@ mod tests {
         // Errors (1, 0) and (3, 4): mean (2, 2), each 1 + 4 away from it.
         let (target, reconstruction) = ([2.0, 2.0, 3.0, 5.0], [1.0, 2.0, 0.0, 1.0]);
         assert_eq!(variance_of_error(2, &target, &reconstruction), [5.0, 13.0]);
-        assert_eq!(aux_weight(&step(true), 9, 2, &target, &reconstruction), 0.1);
-        assert_eq!(aux_weight(&step(false), 9, 2, &target, &reconstruction), 0.5);
-        assert_eq!(aux_weight(&step(false), 1, 4, &target, &reconstruction), 0.25);
+        assert_eq!(aux_weight(&step(true), 9, 1, 2, &target, &reconstruction), 0.1);
+        assert_eq!(aux_weight(&step(false), 9, 1, 2, &target, &reconstruction), 0.5);
+        assert_eq!(aux_weight(&step(false), 1, 2, 4, &target, &reconstruction), 0.25);
     }
 
     #[test]
     fn without_variance_there_is_no_loss() {
         let target = [0.1, 0.7, 0.1, 0.7, 0.1, 0.7];
-        assert_eq!(aux_weight(&step(true), 9, 2, &target, &[0.3; 6]), 0.0);
-        assert_eq!(aux_weight(&step(true), 9, 2, &target, &target), 0.0);
+        assert_eq!(aux_weight(&step(true), 9, 1, 2, &target, &[0.3; 6]), 0.0);
+        assert_eq!(aux_weight(&step(true), 9, 1, 2, &target, &target), 0.0);
     }
 }

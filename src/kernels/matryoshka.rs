@@ -129,7 +129,7 @@ pub fn matryoshka_step(
         pass.run(pool, &mut ws.decode_space, out);
         levels.losses.push(scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>());
         for (nth_aux, aux) in aux.iter().enumerate().filter(|(_, aux)| aux.level == nth) {
-            let weight = aux_weight(&step.as_topk(0), aux.n_dead, d_in, x, to);
+            let weight = aux_weight(&step.as_topk(0), aux.n_dead, d_in / 2, d_in, x, to);
             ws.aux_losses.clear();
             ws.aux_losses.resize(n_tokens, [0.0; 2]);
             let pass = DecodePass {

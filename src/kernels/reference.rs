@@ -42,6 +42,9 @@ pub struct Aim<'a> {
     pub target: &'a [f64],
     /// (B).
     pub weight: &'a [f64],
+    /// Numbers of a target that are not there to fill it up: half as many dead latents at most are in the
+    /// auxiliary loss of a TopK step.
+    pub width: usize,
 }
 
 /// One standard step (ReLU, L1 weighted by decoder norms); Bricken et al. 2023, Conerly et al. 2024.

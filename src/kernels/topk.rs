@@ -85,11 +85,11 @@ pub(super) fn largest_step(
     x: &[f32],
     grads: &mut Params,
 ) -> StepLosses {
-    let d_in = ws.shape.d_in;
+    let half = ws.aux_width / 2;
     assert_eq!(dead.len(), ws.shape.d_sae, "dead has one flag per latent");
     let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
     let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
-    let k_aux = if step.aux_loss_coefficient == 0.0 { 0 } else { (d_in / 2).min(n_dead) };
+    let k_aux = if step.aux_loss_coefficient == 0.0 { 0 } else { half.min(n_dead) };
     let aux = [(k_aux, dead)];
     let aux = if k_aux > 0 { &aux[..] } else { &[] };
     ws.gather_largest(pool, params, choice, step.rescale_acts_by_decoder_norm, aux);
@@ -117,7 +117,7 @@ pub(super) fn largest_step(
     // The auxiliary reconstruction starts from what the main one left: its error is z W_dec - (x - xhat).
     let weight = match k_aux {
         0 => 0.0,
-        _ => aux_weight(step, n_dead, d_in, pass.target, &ws.reconstruction[..x.len()]),
+        _ => aux_weight(step, n_dead, half, d_in, pass.target, &ws.reconstruction[..x.len()]),
     };
     ws.aux_losses.clear();
     ws.aux_g.resize(if k_aux > 0 { x.len() } else { 0 });

@@ -81,6 +81,8 @@ pub struct Workspace {
     pub(super) token_losses: Vec<[f64; 2]>,
     pub(super) grad_squares: f64,
     pub(super) aim: NextAim,
+    /// Half of it is the most dead latents in an auxiliary loss.
+    pub(super) aux_width: usize,
 }
 
 impl Workspace {
@@ -132,6 +134,7 @@ impl Workspace {
             token_losses: Vec::with_capacity(batch),
             grad_squares: 0.0,
             aim: NextAim::default(),
+            aux_width: d_in,
         }
     }
 

@@ -97,19 +97,33 @@ impl Decoder {
             }
             Site::AttnZ => HookState { acts: block.attention.out(&acts)?, carry },
             Site::AttnOut | Site::MlpOut => alone((residual() + acts)?),
-            Site::ResidMid => {
-                let pre = block.mlp.pre(&block.mlp_norm.forward(&acts)?)?;
-                HookState { acts: pre, carry: vec![acts] }
+            Site::ResidMid => HookState { acts: block.mlp_norm.normalized(&acts)?, carry: vec![acts] },
+            Site::MlpNormalized => {
+                let normed = block.mlp_norm.weighted(&acts)?;
+                let pre = block.mlp.pre(&normed)?;
+                // It may have been replaced, so a gate must see the same.
+                let carry = carry.into_iter().chain(block.mlp.is_gated().then_some(normed)).collect();
+                HookState { acts: pre, carry }
             }
             Site::MlpPre => {
-                // The norm is computed again rather than carried: it costs little beside the projection, and a
-                // state to go on from stays small.
-                let normed = block.mlp.is_gated().then(|| block.mlp_norm.forward(residual())).transpose()?;
+                // In a state to go on from, the norm is computed again rather than carried: it costs little beside
+                // the projection, and the state stays small.
+                let normed = match carry.get(1) {
+                    Some(normed) => Some(normed.clone()),
+                    None => block.mlp.is_gated().then(|| block.mlp_norm.forward(residual())).transpose()?,
+                };
                 HookState { acts: block.mlp.post(&acts, normed.as_ref())?, carry }
             }
             Site::MlpPost => HookState { acts: block.mlp.out(&acts)?, carry },
         };
         Ok(next)
+    }
+
+    /// From `hook_resid_mid` past `ln2.hook_normalized` to `mlp.hook_pre`, with the same bits and in one pass less.
+    pub(crate) fn advance_past_norm(&self, at: HookPoint, state: HookState) -> Result<HookState> {
+        let block = &self.blocks[at.block()];
+        let pre = block.mlp.pre(&block.mlp_norm.forward(&state.acts)?)?;
+        Ok(HookState { acts: pre, carry: vec![state.acts] })
     }
 
     /// The last residual (B, P, D) to logits (B, P, V).
@@ -122,6 +136,6 @@ impl Decoder {
 pub(crate) fn carry_len(hook: &HookPoint) -> usize {
     match hook.site() {
         Site::Embed | Site::ResidPre | Site::ResidMid | Site::ResidPost => 0,
-        Site::AttnZ | Site::AttnOut | Site::MlpPre | Site::MlpPost | Site::MlpOut => 1,
+        Site::AttnZ | Site::AttnOut | Site::MlpNormalized | Site::MlpPre | Site::MlpPost | Site::MlpOut => 1,
     }
 }

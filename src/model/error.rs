@@ -124,6 +124,17 @@ pub enum ModelError {
         /// The reason.
         message: String,
     },
+    /// A transcoder's output is there before its input.
+    #[error(
+        "model.hook_out = `{output}` does not come after model.hook = `{input}` in the forward pass; a transcoder \
+         computes a later hook's activations from an earlier one's"
+    )]
+    HookOrder {
+        /// The hook that is read.
+        input: String,
+        /// The hook that is computed.
+        output: String,
+    },
     /// The model has no hook of this name.
     #[error("the model has no hook `{name}`{}; its hooks: {valid}", did_you_mean(suggestion.as_deref()))]
     UnknownHook {

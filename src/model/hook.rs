@@ -12,6 +12,22 @@ pub struct HookPoint {
     site: Site,
 }
 
+/// Where activations are read, and where what is computed from them belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hooks {
+    /// Activations that an SAE or a transcoder reads.
+    pub input: HookPoint,
+    /// Activations that a transcoder computes, later in the forward pass; `None` for an SAE.
+    pub output: Option<HookPoint>,
+}
+
+impl Hooks {
+    /// Where a reconstruction takes the place of activations.
+    pub fn replaced(&self) -> HookPoint {
+        self.output.unwrap_or(self.input)
+    }
+}
+
 /// The places within a block in the order of execution, and the embedding before the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Site {
@@ -20,6 +36,7 @@ pub(crate) enum Site {
     AttnZ,
     AttnOut,
     ResidMid,
+    MlpNormalized,
     MlpPre,
     MlpPost,
     MlpOut,
@@ -55,7 +72,8 @@ impl HookPoint {
             Site::ResidPre => Site::AttnZ,
             Site::AttnZ => Site::AttnOut,
             Site::AttnOut => Site::ResidMid,
-            Site::ResidMid => Site::MlpPre,
+            Site::ResidMid => Site::MlpNormalized,
+            Site::MlpNormalized => Site::MlpPre,
             Site::MlpPre => Site::MlpPost,
             Site::MlpPost => Site::MlpOut,
             Site::MlpOut => Site::ResidPost,
@@ -75,11 +93,12 @@ impl fmt::Display for HookPoint {
 }
 
 impl Site {
-    const OF_A_BLOCK: [Self; 8] = [
+    const OF_A_BLOCK: [Self; 9] = [
         Self::ResidPre,
         Self::AttnZ,
         Self::AttnOut,
         Self::ResidMid,
+        Self::MlpNormalized,
         Self::MlpPre,
         Self::MlpPost,
         Self::MlpOut,
@@ -93,6 +112,7 @@ impl Site {
             Self::AttnZ => "attn.hook_z",
             Self::AttnOut => "hook_attn_out",
             Self::ResidMid => "hook_resid_mid",
+            Self::MlpNormalized => "ln2.hook_normalized",
             Self::MlpPre => "mlp.hook_pre",
             Self::MlpPost => "mlp.hook_post",
             Self::MlpOut => "hook_mlp_out",
@@ -115,6 +135,21 @@ impl DecoderConfig {
         self.hooks().map(|hook| hook.to_string()).collect()
     }
 
+    /// Finds the hook that is read and, for a transcoder, the later one that is computed from it.
+    ///
+    /// # Errors
+    /// If the model has no such hook, or the output comes before the input in the forward pass.
+    pub fn hooks_of(&self, input: &str, output: Option<&str>) -> Result<Hooks, ModelError> {
+        let input = self.hook(input)?;
+        let output = output.map(|name| self.hook(name)).transpose()?;
+        match output {
+            Some(output) if output <= input => {
+                Err(ModelError::HookOrder { input: input.name(), output: output.name() })
+            }
+            _ => Ok(Hooks { input, output }),
+        }
+    }
+
     /// The width of the activations at a hook; for `attn.hook_z` all heads side by side.
     pub fn hook_width(&self, hook: &HookPoint) -> usize {
         match hook.site {
@@ -124,6 +159,7 @@ impl DecoderConfig {
             | Site::ResidPre
             | Site::AttnOut
             | Site::ResidMid
+            | Site::MlpNormalized
             | Site::MlpOut
             | Site::ResidPost => self.d_model,
         }
@@ -161,7 +197,7 @@ mod tests {
     fn every_name_finds_its_hook_and_the_order_is_that_of_execution() {
         let cfg = tiny_llama();
         let hooks: Vec<_> = cfg.hook_names().iter().map(|name| cfg.hook(name).unwrap()).collect();
-        assert_eq!(hooks.len(), 1 + 8 * cfg.n_layers);
+        assert_eq!(hooks.len(), 1 + 9 * cfg.n_layers);
         assert!(hooks.is_sorted());
         assert!(hooks.windows(2).all(|pair| pair[0].next() == pair[1]));
     }
@@ -174,6 +210,21 @@ mod tests {
         assert_eq!(width("blocks.1.attn.hook_z"), cfg.n_heads * cfg.d_head);
         assert_eq!(width("blocks.1.mlp.hook_post"), cfg.d_mlp);
         assert_eq!(width("blocks.0.hook_resid_mid"), cfg.d_model);
+    }
+
+    #[test]
+    fn an_output_comes_after_its_input() {
+        let cfg = tiny_llama();
+        let hooks = |output| cfg.hooks_of("blocks.0.hook_resid_mid", output);
+        let pair = hooks(Some("blocks.0.hook_mlp_out")).unwrap();
+        assert_eq!(pair.replaced().name(), "blocks.0.hook_mlp_out");
+        assert_eq!(hooks(None).unwrap().replaced(), pair.input);
+        assert!(hooks(Some("blocks.1.hook_resid_pre")).is_ok());
+        for early in ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid"] {
+            let message = hooks(Some(early)).unwrap_err().to_string();
+            assert!(message.contains("does not come after") && message.contains(early), "{message}");
+        }
+        assert!(hooks(Some("blocks.9.hook_mlp_out")).unwrap_err().to_string().contains("has no hook"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use candle_core::{DType, Tensor};
 use super::decoder::{Decoder, carry_len};
 use super::files::Layout;
 use super::gguf::GgufFile;
+use super::hook::Site;
 use super::rotary::Angles;
 use super::{DecoderConfig, HookPoint, HookState, ModelError, ModelTokenizer, families, weights};
 
@@ -73,7 +74,39 @@ impl Model {
         self.cfg.check_hook(hook)?;
         let positions = self.check_tokens(tokens)?;
         let start = self.decoder.start(tokens)?;
-        self.walk(HookPoint::EMBED, start, positions, Some(*hook), |_, _| {})
+        self.walk(HookPoint::EMBED, start, positions, Some(*hook), &[], |_, _| {})
+    }
+
+    /// As [`Model::run_to_hook`] for the later of two hooks, with the activations at the earlier one.
+    ///
+    /// # Errors
+    /// As [`Model::run_to_hook`].
+    pub fn run_to_hooks(
+        &self,
+        tokens: &Tensor,
+        hook: &HookPoint,
+        later: &HookPoint,
+    ) -> Result<(Tensor, HookState), ModelError> {
+        [hook, later].into_iter().try_for_each(|hook| self.cfg.check_hook(hook))?;
+        let positions = self.check_tokens(tokens)?;
+        let start = self.decoder.start(tokens)?;
+        let mut seen = None;
+        let state = self.walk(
+            HookPoint::EMBED,
+            start,
+            positions,
+            Some(*later),
+            std::slice::from_ref(hook),
+            |at, state| {
+                if at == *hook {
+                    seen = Some(state.acts.clone());
+                }
+            },
+        )?;
+        match seen {
+            Some(acts) => Ok((acts, state)),
+            None => Err(ModelError::HookOrder { input: hook.name(), output: later.name() }),
+        }
     }
 
     /// Logits (B, P, V) from the state at a hook, whose activations may have been replaced.
@@ -83,7 +116,7 @@ impl Model {
     pub fn run_from_hook(&self, state: &HookState, hook: &HookPoint) -> Result<Tensor, ModelError> {
         self.cfg.check_hook(hook)?;
         let positions = self.check_state(state, hook)?;
-        let end = self.walk(*hook, state.clone(), positions, None, |_, _| {})?;
+        let end = self.walk(*hook, state.clone(), positions, None, &[], |_, _| {})?;
         Ok(self.decoder.finish(&end.acts)?)
     }
 
@@ -108,7 +141,7 @@ impl Model {
         let positions = self.check_tokens(tokens)?;
         let mut seen = BTreeMap::new();
         let start = self.decoder.start(tokens)?;
-        let end = self.walk(HookPoint::EMBED, start, positions, None, |at, state| {
+        let end = self.walk(HookPoint::EMBED, start, positions, None, hooks, |at, state| {
             if hooks.contains(&at) {
                 seen.insert(at.name(), state.acts.clone());
             }
@@ -116,13 +149,15 @@ impl Model {
         Ok((seen, self.decoder.finish(&end.acts)?))
     }
 
-    /// Goes from one hook to another, or to the end of the last block, and shows each state on the way.
+    /// Goes from one hook to another, or to the end of the last block, and shows the states on the way, those at
+    /// the hooks `shown` in any case.
     fn walk(
         &self,
         mut at: HookPoint,
         mut state: HookState,
         positions: usize,
         until: Option<HookPoint>,
+        shown: &[HookPoint],
         mut observe: impl FnMut(HookPoint, &HookState),
     ) -> Result<HookState, ModelError> {
         let angles = Angles::new(&self.cfg, positions);
@@ -130,10 +165,18 @@ impl Model {
             observe(at, &state);
             let next = at.next();
             if until == Some(at) || next.block() == self.cfg.n_layers {
+                // What can be had from the rest is not kept.
+                state.carry.truncate(carry_len(&at));
                 return Ok(state);
             }
-            state = self.decoder.advance(at, state, angles.as_ref())?;
-            at = next;
+            let is_norm = next.site() == Site::MlpNormalized;
+            if is_norm && until != Some(next) && !shown.contains(&next) {
+                state = self.decoder.advance_past_norm(at, state)?;
+                at = next.next();
+            } else {
+                state = self.decoder.advance(at, state, angles.as_ref())?;
+                at = next;
+            }
         }
     }
 

@@ -30,7 +30,7 @@ pub use config::{
 pub use decoder::HookState;
 pub use error::ModelError;
 pub use files::model_files;
-pub use hook::HookPoint;
+pub use hook::{HookPoint, Hooks};
 pub use language_model::Model;
 pub use loss::{per_token_kl, per_token_loss};
 pub use tokenizer::ModelTokenizer;

@@ -24,7 +24,32 @@ impl Norm {
         }
     }
 
-    /// (B, P, D) to (B, P, D).
+    /// Each row by its own scale alone, without weights: `ln2.hook_normalized` as TransformerLens has it.
+    pub(crate) fn normalized(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Layer(norm) => {
+                let (ones, zeros) = (norm.weight().ones_like()?, norm.weight().zeros_like()?);
+                LayerNorm::new(ones, zeros, norm.eps()).forward(x)
+            }
+            Self::Rms(norm) => RmsNorm::new(norm.weight().ones_like()?, norm.eps()).forward(x),
+        }
+    }
+
+    /// What remains to be done after [`Norm::normalized`].
+    pub(crate) fn weighted(&self, normalized: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Layer(norm) => {
+                let weighted = normalized.broadcast_mul(norm.weight())?;
+                match norm.bias() {
+                    Some(bias) => weighted.broadcast_add(bias),
+                    None => Ok(weighted),
+                }
+            }
+            Self::Rms(norm) => normalized.broadcast_mul(norm.weight()),
+        }
+    }
+
+    /// Both together, (B, P, D) to (B, P, D).
     pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Layer(norm) => norm.forward(x),

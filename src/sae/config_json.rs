@@ -33,7 +33,7 @@ pub struct SaveInfo {
 pub(super) fn write(sae: &Sae, info: &SaveInfo) -> String {
     let cfg = &sae.cfg;
     let mut top = BTreeMap::from([
-        ("architecture", json!(cfg.architecture.name())),
+        ("architecture", json!(sae.architecture_name())),
         ("apply_b_dec_to_input", json!(cfg.apply_b_dec_to_input)),
         ("d_in", json!(sae.d_in)),
         ("d_sae", json!(cfg.d_sae)),
@@ -57,14 +57,20 @@ pub(super) fn write(sae: &Sae, info: &SaveInfo) -> String {
         top.insert("max_iterations", iterations);
         top.insert("stop_on_duplicate_support", json!(stop_on_duplicate_support));
     }
+    if let Some(d_out) = sae.d_out {
+        top.insert("d_out", json!(d_out));
+    }
     let mut text = serde_json::to_string_pretty(&top).expect("invariant: JSON values serialize");
     text.push('\n');
     text
 }
 
-/// SAELens flattens the heads of `hook_z` itself when this says so.
+/// SAELens flattens the heads of `hook_z` itself when this says so; its transcoders never do.
 pub(super) fn reshape(config: &TrialConfig) -> &'static str {
-    let is_z = config.source.model().is_some_and(|(model, _)| model.hook.ends_with("hook_z"));
+    let is_z = config
+        .source
+        .model()
+        .is_some_and(|(model, _)| model.hook.ends_with("hook_z") && model.output().is_none());
     if is_z { "hook_z" } else { "none" }
 }
 
@@ -108,7 +114,7 @@ fn source(source: &ActivationSource) -> BTreeMap<&'static str, Value> {
             ("saesweep_source", json!(source.name())),
         ]);
     };
-    BTreeMap::from([
+    let mut map = BTreeMap::from([
         ("context_size", json!(data.context_size)),
         ("dataset_path", json!(data.dataset)),
         ("disable_concat_sequences", json!(data.disable_concat_sequences)),
@@ -119,7 +125,11 @@ fn source(source: &ActivationSource) -> BTreeMap<&'static str, Value> {
         ("model_name", json!(model.name)),
         ("prepend_bos", json!(data.prepend_bos)),
         ("sequence_separator_token", separator(data)),
-    ])
+    ]);
+    if let Some(output) = model.output() {
+        map.insert("hook_name_out", json!(output));
+    }
+    map
 }
 
 /// What stands between two documents, in SAELens' words.

@@ -3,6 +3,7 @@
 //! Before 6 all keys were at the top and few were required: a file without a version of 6 or later is read as
 //! SAELens 6 itself reads it (`handle_pre_6_0_config`).
 
+use super::transcoder::transcoder_architecture;
 use crate::trial::{Architecture, NormalizeActivations, SaeConfig, SparsityLossMode};
 use serde_json::{Map, Value, json};
 
@@ -34,6 +35,8 @@ pub(super) struct ReadConfig {
     pub(super) cfg: SaeConfig,
     /// Activation width.
     pub(super) d_in: usize,
+    /// Width of a transcoder's output.
+    pub(super) d_out: Option<usize>,
     /// Whether the file is of a time before SAELens 6.
     pub(super) is_old: bool,
     /// Where it was trained.
@@ -47,6 +50,8 @@ pub struct Origin {
     pub model: Option<String>,
     /// Hook.
     pub hook: Option<String>,
+    /// A transcoder's output hook.
+    pub hook_out: Option<String>,
 }
 
 /// Reads a `cfg.json`. Training settings come from the metadata where they are; where they are not they are 0,
@@ -63,7 +68,9 @@ pub(super) fn read(text: &str) -> Result<ReadConfig, ConfigProblem> {
     }
     let place = if is_old { &top } else { &metadata };
     let word = |key: &str| place.get(key).and_then(Value::as_str).map(str::to_owned);
-    let origin = Origin { model: word("model_name"), hook: word("hook_name") };
+    let origin =
+        Origin { model: word("model_name"), hook: word("hook_name"), hook_out: word("hook_name_out") };
+    let d_out = transcoder(&mut top)?;
 
     let training = metadata.get("training_architecture_details").and_then(Value::as_object);
     let detail = |key: &str| training.and_then(|map| map.get(key)).and_then(Value::as_f64);
@@ -83,7 +90,26 @@ pub(super) fn read(text: &str) -> Result<ReadConfig, ConfigProblem> {
         init_from: String::new(),
         architecture,
     };
-    Ok(ReadConfig { cfg, d_in: size(&top, "d_in")?, is_old, origin })
+    Ok(ReadConfig { cfg, d_in: size(&top, "d_in")?, d_out, is_old, origin })
+}
+
+/// Takes a transcoder's own keys: its architecture becomes the SAE's that has the same latents. Returns the width
+/// of its output.
+fn transcoder(top: &mut Map<String, Value>) -> Result<Option<usize>, ConfigProblem> {
+    let name = top.get("architecture").and_then(Value::as_str);
+    let Some(word) = name.and_then(transcoder_architecture) else { return Ok(None) };
+    let d_out = size(top, "d_out")?;
+    // As SAELens: the bias lies in another space than the input.
+    if flag(top, "apply_b_dec_to_input", false)? {
+        return Err(wrong(top, "apply_b_dec_to_input", "false in a transcoder"));
+    }
+    let mode = top.get("normalize_activations").and_then(Value::as_str);
+    if !matches!(mode, None | Some("none" | "expected_average_only_in")) {
+        return Err(wrong(top, "normalize_activations", "\"none\" in a transcoder"));
+    }
+    top.insert("apply_b_dec_to_input".to_owned(), json!(false));
+    top.insert("architecture".to_owned(), json!(word));
+    Ok(Some(d_out))
 }
 
 /// The architecture, with what it needs to work from the top and the rest from the details of its training.

@@ -32,6 +32,9 @@ enum Class {
 impl Class {
     /// The class of what an SAE is now and was trained as.
     fn of(sae: &Sae, trained_as: &Architecture) -> Result<Self, ExportError> {
+        if sae.d_out.is_some() {
+            return Err(inexpressible("a transcoder, whose output is another than its input".to_owned()));
+        }
         let mode = sae.cfg.normalize_activations;
         if Normalizer::run_time(mode).is_per_row() {
             let mode = json!(mode);

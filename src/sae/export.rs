@@ -102,6 +102,12 @@ pub fn export(
     // Loading is the check that the folder is whole.
     let loaded = load(sae)?;
     let files = match format {
+        ExportFormat::SaeLens if loaded.architecture_name() == "topk_transcoder" => {
+            return Err(ExportError::Inexpressible {
+                format: "SAELens",
+                what: "a TopK transcoder; its transcoders are standard and JumpReLU".to_owned(),
+            });
+        }
         ExportFormat::SaeLens => sae_lens(sae, &loaded, info)?,
         ExportFormat::DictionaryLearning => dictionary::files(loaded, info)?,
     };

@@ -10,13 +10,18 @@ use crate::kernels::{Params, Pool};
 /// Folds `z = s · x`: latents stay as they are, reconstructions come out unscaled. Where the encoder is the
 /// decoder's transpose, latents come out unscaled, too, and the weights stay as they are.
 pub fn fold_scale(params: &mut Params, s: f64) {
-    let s = s as f32;
     if params.is_tied() {
-        params.b_dec.iter_mut().for_each(|b| *b /= s);
+        params.b_dec.iter_mut().for_each(|b| *b /= s as f32);
         return;
     }
-    params.w_enc.iter_mut().for_each(|w| *w *= s);
-    params.w_dec.iter_mut().chain(&mut params.b_dec).for_each(|w| *w /= s);
+    fold_scales(params, s, s);
+}
+
+/// As [`fold_scale`] for a transcoder, whose inputs were scaled by `s_in` and whose outputs by `s_out`.
+pub fn fold_scales(params: &mut Params, s_in: f64, s_out: f64) {
+    let (s_in, s_out) = (s_in as f32, s_out as f32);
+    params.w_enc.iter_mut().for_each(|w| *w *= s_in);
+    params.w_dec.iter_mut().chain(&mut params.b_dec).for_each(|w| *w /= s_out);
 }
 
 /// Folds a whitening. With `apply_b_dec_to_input` the encoder already subtracts the mean, as part of the

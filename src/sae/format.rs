@@ -8,6 +8,7 @@ use super::{
     config_read::{self, ConfigProblem, Origin, ReadConfig},
     folder,
     inference::Sae,
+    transcoder::resized,
 };
 use crate::{
     kernels::Params,
@@ -99,17 +100,22 @@ impl From<io::Error> for SaeError {
 /// Writes `sae` to the folder `dir`, which is replaced as a whole. `sparsity` (F) is log10 of the firing
 /// frequency of each latent plus 1e-10.
 pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) -> Result<(), SaeError> {
-    let (f, d) = (sae.cfg.d_sae, sae.d_in);
+    let (f, d_in, d_out, width) = (sae.cfg.d_sae, sae.d_in, sae.out_width(), sae.width());
     let write = |folder: &Path| {
         let params = &sae.params;
+        let w_enc = if is_tied(&sae.cfg) {
+            Vec::new()
+        } else {
+            transposed(&resized(&params.w_enc, width, d_in), f, d_in)
+        };
+        let w_dec = resized(&params.w_dec, width, d_out);
         let mut tensors = vec![
-            ("W_dec", F32View { shape: vec![f, d], data: &params.w_dec }),
-            ("b_dec", F32View { shape: vec![d], data: &params.b_dec }),
+            ("W_dec", F32View { shape: vec![f, d_out], data: &w_dec }),
+            ("b_dec", F32View { shape: vec![d_out], data: &params.b_dec[..d_out] }),
         ];
         let mut of_latents = Vec::new();
-        let w_enc = if is_tied(&sae.cfg) { Vec::new() } else { transposed(&params.w_enc, f, d) };
         if !is_tied(&sae.cfg) {
-            tensors.push(("W_enc", F32View { shape: vec![d, f], data: &w_enc }));
+            tensors.push(("W_enc", F32View { shape: vec![d_in, f], data: &w_enc }));
             of_latents.push((bias_name(&sae.cfg), &params.b_enc));
         }
         match sae.cfg.architecture {
@@ -150,9 +156,10 @@ pub fn load(dir: &Path) -> Result<Sae, SaeError> {
 pub fn load_with_origin(dir: &Path) -> Result<(Sae, Origin), SaeError> {
     let path = dir.join(CONFIG_FILE);
     let text = fs::read_to_string(&path).map_err(|source| SaeError::Io { path: path.clone(), source })?;
-    let ReadConfig { cfg, d_in, is_old, origin } =
+    let ReadConfig { cfg, d_in, d_out, is_old, origin } =
         config_read::read(&text).map_err(|problem| SaeError::Config { path, problem })?;
-    let (f, d) = (cfg.d_sae, d_in);
+    let (f, out_width) = (cfg.d_sae, d_out.unwrap_or(d_in));
+    let width = d_in.max(out_width);
 
     let file = TensorFile::read(dir.join(WEIGHTS_FILE))?;
     let bias = bias_name(&cfg);
@@ -173,15 +180,19 @@ pub fn load_with_origin(dir: &Path) -> Result<(Sae, Origin), SaeError> {
     let get = |name: &str, shape: &[usize]| file.floats(&tensors, name, shape);
     let own_of_latents = |name| if own.contains(&name) { get(name, &[f]) } else { Ok(Vec::new()) };
     let params = Params {
-        w_enc: if is_tied(&cfg) { Vec::new() } else { transposed(&get("W_enc", &[d, f])?, d, f) },
-        w_dec: get("W_dec", &[f, d])?,
+        w_enc: if is_tied(&cfg) {
+            Vec::new()
+        } else {
+            resized(&transposed(&get("W_enc", &[d_in, f])?, d_in, f), d_in, width).into_owned()
+        },
+        w_dec: resized(&get("W_dec", &[f, out_width])?, out_width, width).into_owned(),
         b_enc: if is_tied(&cfg) { vec![0.0; f] } else { get(bias, &[f])? },
-        b_dec: get("b_dec", &[d])?,
+        b_dec: resized(&get("b_dec", &[out_width])?, out_width, width).into_owned(),
         threshold: own_of_latents("threshold")?,
         r_mag: own_of_latents("r_mag")?,
         b_mag: own_of_latents("b_mag")?,
     };
-    Ok((Sae { cfg, d_in, params }, origin))
+    Ok((Sae { cfg, d_in, d_out, params }, origin))
 }
 
 /// BLAKE3 of an SAE folder's weights, 64 hexadecimal digits.

@@ -18,16 +18,18 @@ mod init;
 mod normalize;
 mod runner_json;
 mod start;
+mod transcoder;
 
 pub use config_read::{ConfigProblem, Origin};
 pub use dictionary::{DICTIONARY_CONFIG_FILE, DICTIONARY_FILE};
 pub use export::{ExportError, ExportFormat, ExportInfo, RUNNER_FILE, export};
-pub use fold::{fold_decoder_norms, fold_scale, fold_whitening};
+pub use fold::{fold_decoder_norms, fold_scale, fold_scales, fold_whitening};
 pub use format::{
     CONFIG_FILE, SPARSITY_FILE, SaeError, SaveInfo, WEIGHTS_FILE, load, load_sparsity, load_with_origin,
     save, weights_blake3,
 };
 pub use inference::Sae;
-pub use init::init;
+pub use init::{init, init_transcoder};
 pub use normalize::{Normalizer, RowScales, Whitening};
 pub use start::{Start, StartProblem, check_start, start};
+pub use transcoder::columns;

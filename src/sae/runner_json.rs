@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The text of `runner_cfg.json` for an SAE of width `d_in`; `None` where the activations are not a language
-/// model's, for which SAELens has no such file.
+/// model's, or an output hook's from another's, for which SAELens has no such file: it trains no transcoders.
 pub(super) fn write(config: &TrialConfig, d_in: usize) -> Option<String> {
-    let (model, data) = config.source.model()?;
+    let (model, data) = config.source.model().filter(|(model, _)| model.output().is_none())?;
     let train = &config.train;
     let settings = BTreeMap::from([
         ("adam_beta1", json!(train.adam_beta1)),

@@ -71,7 +71,7 @@ impl From<Params> for Start {
 /// What was trained as a BatchTopK, Matryoshka or not, is a JumpReLU whose latents share one threshold: trials
 /// of these architectures start from such a JumpReLU, and theirs starts at that value.
 pub fn check_start(sae: &Sae, cfg: &SaeConfig, d_in: usize) -> Result<(), StartProblem> {
-    let (theirs, ours) = (sae.cfg.architecture.name(), cfg.architecture.name());
+    let (theirs, ours) = (sae.architecture_name(), cfg.architecture.name());
     let needed = if has_one_threshold(cfg) { "jumprelu" } else { ours };
     if (theirs, sae.d_in, sae.cfg.d_sae) != (needed, d_in, cfg.d_sae) {
         let shape =
@@ -134,7 +134,7 @@ fn range(values: impl Iterator<Item = f32>) -> (f32, f32) {
 /// L2 norms of decoder rows.
 fn decoder_norms(sae: &Sae) -> impl Iterator<Item = f32> {
     let norm = |row: &[f32]| row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt() as f32;
-    sae.params.w_dec.chunks_exact(sae.d_in).map(norm)
+    sae.params.w_dec.chunks_exact(sae.width()).map(norm)
 }
 
 /// Weights with which a trial that [`check_start`] lets start from `sae` computes what `sae` computes:

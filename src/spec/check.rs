@@ -10,6 +10,7 @@ use super::{
     fits::{k_fits, normalisation_fits, target_l0_fits, widths_fit},
     keys::{self, MODE, Used},
     setting::{Setting, float_text},
+    transcoder,
 };
 use std::collections::BTreeMap;
 
@@ -40,6 +41,9 @@ impl<'a> View<'a> {
             }
             "sae.jumprelu_init_threshold" if !self.uses(name) => Some(Setting::Float(0.01)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
+            "sae.apply_b_dec_to_input" if *written == Setting::Auto => {
+                Some(Setting::Bool(!self.is_of_transcoder()))
+            }
             _ => Some(written.clone()),
         }
     }
@@ -61,6 +65,11 @@ impl<'a> View<'a> {
             Some(Used::With(other)) => self.uses(other) && self.int(other).is_some_and(|n| n > 0),
             Some(Used::Always) | None => true,
         }
+    }
+
+    /// Whether the trial has an output hook of its own.
+    pub(super) fn is_of_transcoder(self) -> bool {
+        self.uses("model.hook_out") && self.text("model.hook_out").is_some_and(|hook| !hook.is_empty())
     }
 
     pub(crate) fn steps(self) -> Option<i64> {
@@ -117,7 +126,8 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
         features_can_be_that_active,
         special_tokens_exist,
     ];
-    checks.iter().chain(options::CHECKS).filter_map(|check| check(view)).collect()
+    let more = options::CHECKS.iter().chain(transcoder::CHECKS);
+    checks.iter().chain(more).filter_map(|check| check(view)).collect()
 }
 
 pub(super) fn contradiction(

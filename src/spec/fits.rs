@@ -3,6 +3,7 @@
 //! [`contradictions_in`] judges a configuration that comes from elsewhere than a sweep file, by the same checks.
 
 use super::{
+    DEFAULTS_TOML,
     check::{Contradiction, View, contradiction, contradictions},
     identity::flat,
     keys::{self, MODE},
@@ -14,11 +15,21 @@ use std::collections::BTreeMap;
 /// What cannot be in a configuration, one line each: settings out of their range, and settings that are wrong together.
 /// Empty for every trial of a plan.
 pub fn contradictions_in(config: &TrialConfig) -> Vec<String> {
-    let mut settings = BTreeMap::new();
-    let mut told = Vec::new();
-    for (name, value) in flat(config) {
-        let Some(key) = keys::find(&name) else { continue };
-        let value = figment::value::Value::serialize(&value).expect("invariant: JSON is plain data");
+    let (mut settings, mut told) = (BTreeMap::new(), Vec::new());
+    let given = flat(config);
+    // What is off, or belongs to other architectures, is not in a configuration; checks look for it all the same.
+    let defaults: toml::Table = DEFAULTS_TOML.parse().expect("invariant: the defaults are TOML");
+    for key in keys::trial_keys() {
+        let (section, own_name) = key.name.split_once('.').expect("invariant: settings have sections");
+        let default = || defaults.get(section).and_then(|section| section.get(own_name));
+        let value = match given.get(key.name) {
+            Some(value) => figment::value::Value::serialize(value),
+            None => match default() {
+                Some(value) => figment::value::Value::serialize(value),
+                None => continue,
+            },
+        };
+        let (name, value) = (key.name, value.expect("invariant: settings are plain data"));
         match coerce(key, &value) {
             Ok(setting) => drop(settings.insert(key.name, setting)),
             Err(mismatch) => {

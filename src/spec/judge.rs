@@ -273,6 +273,9 @@ pub(crate) fn doubt_notes(trials: &[PlannedTrial]) -> Vec<String> {
         .collect()
 }
 
+/// A transcoder's output hook; SAEs have none.
+const HOOK_OUT: &str = "model.hook_out";
+
 /// Tells when trials do not share one store.
 pub(crate) fn store_note(trials: &[PlannedTrial]) -> Option<String> {
     let of_store = |trial: &PlannedTrial| -> BTreeMap<String, serde_json::Value> {
@@ -292,11 +295,18 @@ pub(crate) fn store_note(trials: &[PlannedTrial]) -> Option<String> {
     if different.len() < 2 {
         return None;
     }
-    let varying: Vec<&str> = different[0]
+    let mut varying: Vec<&str> = different[0]
         .keys()
         .filter(|key| different.iter().any(|store| store.get(*key) != different[0].get(*key)))
         .map(String::as_str)
         .collect();
+    // The first may be an SAE's, which has no output hook.
+    let is_new =
+        different.iter().any(|store| store.contains_key(HOOK_OUT)) && !different[0].contains_key(HOOK_OUT);
+    if is_new {
+        varying.push(HOOK_OUT);
+        varying.sort_unstable();
+    }
     let advice = if varying == ["store.tokens"] { "; with store.tokens set, they can share one" } else { "" };
     Some(format!(
         "the trials need {} activation stores: they differ in {}{advice}",

@@ -250,6 +250,7 @@ pub(crate) const KEYS: &[Key] = &[
     used("activations.eval_rows", Sources(&["toy", "files"]), int(1), Default),
     used("model.name", MODEL, Text { empty: false }, Required),
     used("model.hook", MODEL, Text { empty: false }, Required),
+    used("model.hook_out", MODEL, Text { empty: true }, Default),
     used("data.dataset", MODEL, Text { empty: false }, Required),
     used("data.column", MODEL, Text { empty: true }, Default),
     used("data.context_size", MODEL, Kind::Int { min: 2, max: MAX_CONTEXT }, Default),
@@ -279,7 +280,7 @@ pub(crate) const KEYS: &[Key] = &[
         Default,
     ),
     key(Trial, "sae.d_sae", Kind::Int { min: 1, max: MAX_SIZE }, Required),
-    key(Trial, "sae.apply_b_dec_to_input", Bool, Default),
+    key(Trial, "sae.apply_b_dec_to_input", Bool, Auto("true, and false with model.hook_out")),
     key(
         Trial,
         "sae.normalize_activations",

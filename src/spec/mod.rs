@@ -27,6 +27,7 @@ mod setting;
 mod source;
 mod strategy;
 mod suggest;
+mod transcoder;
 mod variation;
 
 #[cfg(test)]

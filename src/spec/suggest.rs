@@ -16,6 +16,7 @@ const OTHER_NAMES: &[(&str, &str)] = &[
     ("model_name", "model.name"),
     ("hook_name", "model.hook"),
     ("hook_point", "model.hook"),
+    ("hook_name_out", "model.hook_out"),
     ("dataset_path", "data.dataset"),
     ("dataset_name", "data.dataset"),
     ("path", "data.dataset"),

@@ -7,6 +7,7 @@ mod options;
 mod properties;
 mod sources;
 mod starts;
+mod transcoders;
 
 use super::{
     DEFAULTS_TOML, LocalName, Plan, SpecErrors, SpecSource, canonical, flat,
@@ -135,6 +136,8 @@ fn table_defaults_and_structs_name_the_same_settings() {
     }
     let started = with_overrides("", &["sae.init_from=sae"]).unwrap();
     in_structs.extend(flat(&started.trials[0].config).into_keys());
+    let transcoder = with_overrides("", &["model.hook_out=later"]).unwrap();
+    in_structs.extend(flat(&transcoder.trials[0].config).into_keys());
     for text in [TOY, FILES] {
         in_structs.extend(flat(&plan(text).trials[0].config).into_keys());
     }

@@ -48,8 +48,11 @@ pub struct StoreHeader {
     pub identity: StoreIdentity,
     /// Number format of the training rows.
     pub dtype: StoreDtype,
-    /// Activation width.
+    /// Width of a row: of the activations, for a transcoder of both its input's and its output's.
     pub width: usize,
+    /// How many of a row's numbers, the last ones, are a transcoder's output; 0 for none, and then left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub width_out: usize,
     /// Training sequences.
     pub sequences: usize,
     /// Training rows: sequences times context size.
@@ -90,6 +93,10 @@ pub struct ShardEntry {
     pub rows: u64,
     /// Sum of the L2 norms of its rows as stored.
     pub norm_sum: f64,
+}
+
+fn is_zero(width: &usize) -> bool {
+    *width == 0
 }
 
 /// What is looked at before anything else may be relied on.
@@ -142,6 +149,14 @@ impl StoreHeader {
         expect("rows".to_owned(), self.rows.to_string(), count(rows))?;
         if self.rows == 0 || self.width == 0 || self.shards.is_empty() {
             expect("number of rows, width or shards".to_owned(), "0".to_owned(), "at least 1".to_owned())?;
+        }
+        if self.identity.is_of_two_hooks() != (self.width_out > 0) || self.width_out >= self.width {
+            let expected = if self.identity.is_of_two_hooks() {
+                format!("from 1 to {}", self.width - 1)
+            } else {
+                "0".to_owned()
+            };
+            expect("width of the output".to_owned(), self.width_out.to_string(), expected)?;
         }
         let mut total = Some(0_u64);
         for (index, shard) in self.shards.iter().enumerate() {
@@ -236,6 +251,7 @@ mod tests {
             dtype: identity.dtype,
             identity,
             width: 3,
+            width_out: 0,
             sequences: 3,
             rows: 12,
             mean_norm: 0.1 + 0.2,
@@ -291,6 +307,7 @@ mod tests {
         check(&|h| h.width = 4, "length of train-00000.bin is 96, expected 128");
         check(&|h| h.width = usize::MAX, "more than 2^64");
         check(&|h| h.sequences = usize::MAX, "more than 2^64");
+        check(&|h| h.width_out = 1, "width of the output is 1, expected 0");
         check(&|h| h.shards.swap(0, 1), "file of shard 0 is train-00001.bin, expected train-00000.bin");
         check(&|h| h.shards.truncate(1), "rows of all shards is 8, expected 12");
         check(&|h| h.eval.file = "../x".to_owned(), "file of the held-out part is ../x");

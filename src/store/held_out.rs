@@ -12,6 +12,9 @@
 //! | `kl_ablated` | (S, P) | KL(model, model with zeros at the hook) in nats |
 //! | `special_ids` | (any) u32 | the tokenizer's special tokens |
 //!
+//! A transcoder's rows in `acts` are its input followed by its output, and what is carried, zeroed and gone on from
+//! is its output's hook.
+//!
 //! Rows that no language model made have no tokens and no losses: then there is `acts` alone.
 
 use super::error::StoreError;

@@ -60,6 +60,10 @@ pub struct ModelIdentity {
     pub model_hash: String,
     /// TransformerLens hook name.
     pub hook: String,
+    /// A transcoder's output hook, whose activations follow those of `hook` in every row. Left out where there
+    /// is none: stores for SAEs keep their keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook_out: Option<String>,
     /// [`hash_files`] of the data files.
     pub data_hash: String,
     /// Column that was read.
@@ -85,6 +89,11 @@ impl StoreIdentity {
             SourceIdentity::Model(model) => model.context_size,
             SourceIdentity::Toy { .. } | SourceIdentity::Files { .. } => 1,
         }
+    }
+
+    /// Whether a row holds a transcoder's input and output rather than one hook's activations.
+    pub fn is_of_two_hooks(&self) -> bool {
+        matches!(&self.source, SourceIdentity::Model(model) if model.hook_out.is_some())
     }
 
     /// Whether the rows are a language model's activations.
@@ -166,6 +175,7 @@ fn sample_model_identity() -> ModelIdentity {
     ModelIdentity {
         model_hash: "aa".repeat(32),
         hook: "blocks.0.hook_mlp_out".to_owned(),
+        hook_out: None,
         data_hash: "bb".repeat(32),
         column: "text".to_owned(),
         context_size: 4,
@@ -195,6 +205,10 @@ mod tests {
             StoreIdentity { format_version: 2, ..base.clone() },
             of_model(ModelIdentity { model_hash: "ab".repeat(32), ..model.clone() }),
             of_model(ModelIdentity { hook: "blocks.1.hook_mlp_out".to_owned(), ..model.clone() }),
+            of_model(ModelIdentity {
+                hook_out: Some("blocks.0.hook_resid_post".to_owned()),
+                ..model.clone()
+            }),
             of_model(ModelIdentity { data_hash: "bc".repeat(32), ..model.clone() }),
             of_model(ModelIdentity { column: "story".to_owned(), ..model.clone() }),
             of_model(ModelIdentity { context_size: 8, ..model.clone() }),

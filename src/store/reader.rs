@@ -76,9 +76,19 @@ impl Store {
         self.header.rows
     }
 
-    /// Activation width.
+    /// Numbers of a row: the activation width, for a transcoder the widths of its input and its output together.
     pub fn width(&self) -> usize {
         self.header.width
+    }
+
+    /// Width of the activations that an SAE or a transcoder reads: the first numbers of every row.
+    pub fn d_in(&self) -> usize {
+        self.header.width - self.header.width_out
+    }
+
+    /// Width of a transcoder's output, the numbers after its input; `None` in a store for SAEs.
+    pub fn d_out(&self) -> Option<usize> {
+        Some(self.header.width_out).filter(|width| *width > 0)
     }
 
     /// Reads `out.len() / width` consecutive rows as float32, from row `start` on; after the last row comes
@@ -112,7 +122,12 @@ impl Store {
 
     /// Statistics of the training rows.
     pub fn stats(&self) -> Result<Stats, StoreError> {
-        Stats::parse(&self.dir.join(&self.header.stats.file), &self.stats, self.width())
+        Stats::parse(
+            &self.dir.join(&self.header.stats.file),
+            &self.stats,
+            self.width(),
+            self.d_out().is_some(),
+        )
     }
 
     /// The true features, where they are known.

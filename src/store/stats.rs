@@ -21,10 +21,13 @@ pub struct Stats {
     pub mean_norm: f64,
     /// Mean row (D), over the first `rows_seen` rows.
     pub mean: Vec<f64>,
-    /// Covariance (D, D), over the same rows, divided by their number less one; zero for a single row.
+    /// Covariance (D, D), over the same rows, divided by their number less one; zero for a single row. Empty
+    /// where rows are a transcoder's, whose activations are not whitened.
     pub covariance: Vec<f64>,
     /// Rows that `mean` and `covariance` are taken from, at most [`STATS_ROWS`].
     pub rows_seen: u64,
+    /// Mean L2 norms of the inputs and of the outputs of all rows, where rows are a transcoder's.
+    pub norms: Option<[f64; 2]>,
 }
 
 /// Mean and covariance of the first rows.
@@ -37,8 +40,8 @@ pub(super) struct Moments {
 const PANEL: usize = 512;
 
 impl Moments {
-    /// Takes them from the first `limit` rows.
-    pub(super) fn of(rows: &MappedRows, limit: u64) -> (Self, u64) {
+    /// Takes them from the first `limit` rows, the covariance only `with_covariance`.
+    pub(super) fn of(rows: &MappedRows, limit: u64, with_covariance: bool) -> (Self, u64) {
         let d = rows.width();
         let seen = rows.rows().min(limit);
         let block_rows = ((1 << 22) / d).clamp(64, 4096);
@@ -59,6 +62,9 @@ impl Moments {
             }
         }
         mean.iter_mut().for_each(|sum| *sum /= seen as f64);
+        if !with_covariance {
+            return (Self { mean, covariance: Vec::new() }, seen);
+        }
 
         let mut covariance = vec![0_f64; d * d];
         let mut panel = vec![0_f32; d * PANEL.min(d)];
@@ -92,6 +98,25 @@ impl Moments {
         }
         (Self { mean, covariance }, seen)
     }
+}
+
+/// Mean L2 norms of the first `d_in` numbers of every row and of the rest.
+pub(super) fn mean_norms(rows: &MappedRows, d_in: usize) -> [f64; 2] {
+    let d = rows.width();
+    let block_rows = ((1 << 22) / d).clamp(64, 4096) as u64;
+    let mut block = Vec::new();
+    let mut sums = [0.0; 2];
+    for start in (0..rows.rows()).step_by(block_rows as usize) {
+        block.resize((rows.rows() - start).min(block_rows) as usize * d, 0.0);
+        rows.read(start, &mut block);
+        for row in block.chunks_exact(d) {
+            let (input, output) = row.split_at(d_in);
+            for (sum, part) in sums.iter_mut().zip([input, output]) {
+                *sum += part.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+            }
+        }
+    }
+    sums.map(|sum| sum / rows.rows() as f64)
 }
 
 /// Writes x[:, ..first + columns]^T x[:, first..first + columns] into `out`, row by row, for x of shape
@@ -137,17 +162,27 @@ impl Stats {
         let view = |dtype, shape: Vec<usize>, bytes| {
             TensorView::new(dtype, shape, bytes).expect("invariant: shapes and lengths agree")
         };
-        let tensors = [
-            ("covariance", view(Dtype::F64, vec![d, d], bytemuck::cast_slice(&self.covariance))),
+        let mut tensors = vec![
             ("mean", view(Dtype::F64, vec![d], bytemuck::cast_slice(&self.mean))),
             ("mean_norm", view(Dtype::F64, vec![1], bytemuck::cast_slice(&scalars))),
             ("rows_seen", view(Dtype::U64, vec![1], bytemuck::cast_slice(&rows_seen))),
         ];
+        match &self.norms {
+            Some(norms) => tensors.push(("norms", view(Dtype::F64, vec![2], bytemuck::cast_slice(norms)))),
+            None => tensors
+                .push(("covariance", view(Dtype::F64, vec![d, d], bytemuck::cast_slice(&self.covariance)))),
+        }
         safetensors::serialize(tensors, None).expect("invariant: four small tensors serialise")
     }
 
-    /// Reads the bytes of `stats.safetensors`; `path` is for messages.
-    pub(super) fn parse(path: &Path, bytes: &[u8], d: usize) -> Result<Self, StoreError> {
+    /// Reads the bytes of `stats.safetensors` of rows of width `d`, which are a transcoder's or not; `path` is for
+    /// messages.
+    pub(super) fn parse(
+        path: &Path,
+        bytes: &[u8],
+        d: usize,
+        of_transcoder: bool,
+    ) -> Result<Self, StoreError> {
         let bad = |reason: String| StoreError::BadPart { path: path.to_path_buf(), reason };
         let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
         let data = |name: &str, dtype: Dtype, shape: &[usize]| {
@@ -166,7 +201,13 @@ impl Stats {
         Ok(Self {
             mean_norm: floats("mean_norm", &[1])?[0],
             mean: floats("mean", &[d])?,
-            covariance: floats("covariance", &[d, d])?,
+            covariance: if of_transcoder { Vec::new() } else { floats("covariance", &[d, d])? },
+            norms: if of_transcoder {
+                let norms = floats("norms", &[2])?;
+                Some([norms[0], norms[1]])
+            } else {
+                None
+            },
             rows_seen: bytemuck::pod_read_unaligned(data("rows_seen", Dtype::U64, &[1])?),
         })
     }
@@ -196,7 +237,7 @@ mod tests {
                 .map(|i| 100.0 + (i % d) as f32 + ((i * 7919 + i / d * 31) % 1013) as f32 / 1013.0)
                 .collect();
             let (_dir, table) = mapped(&values, d);
-            let (moments, seen) = Moments::of(&table, limit);
+            let (moments, seen) = Moments::of(&table, limit, true);
             let n = rows.min(limit as usize);
             assert_eq!(seen, n as u64);
             let column = |j: usize| (0..n).map(move |r| (r, j));
@@ -222,11 +263,24 @@ mod tests {
             mean: vec![0.1, 0.2],
             covariance: vec![1.0, 0.3, 0.3, 2.0],
             rows_seen: 9,
+            norms: None,
         };
         let bytes = stats.render();
-        assert_eq!(Stats::parse(Path::new("s"), &bytes, 2).unwrap(), stats);
-        let message = Stats::parse(Path::new("s"), &bytes, 3).unwrap_err().to_string();
+        assert_eq!(Stats::parse(Path::new("s"), &bytes, 2, false).unwrap(), stats);
+        let message = Stats::parse(Path::new("s"), &bytes, 3, false).unwrap_err().to_string();
         assert_eq!(message, "`s` is not usable: tensor `mean` is F64 [2], expected F64 [3]");
-        assert!(Stats::parse(Path::new("s"), &bytes[1..], 2).is_err());
+        assert!(Stats::parse(Path::new("s"), &bytes[1..], 2, false).is_err());
+        // A transcoder's have norms in place of a covariance.
+        let pair = Stats { covariance: Vec::new(), norms: Some([1.25, 0.5]), ..stats };
+        assert_eq!(Stats::parse(Path::new("s"), &pair.render(), 2, true).unwrap(), pair);
+        assert!(Stats::parse(Path::new("s"), &pair.render(), 2, false).is_err());
+        assert!(Stats::parse(Path::new("s"), &bytes, 2, true).is_err());
+    }
+
+    #[test]
+    fn norms_are_of_the_parts_of_all_rows() {
+        let (_dir, table) = mapped(&[3.0, 4.0, 1.0, 0.0, 5.0, -2.0], 3);
+        assert_eq!(mean_norms(&table, 2), [5.0, 1.5]);
+        assert_eq!(mean_norms(&table, 1), [1.5, (17.0_f64.sqrt() + 29.0_f64.sqrt()) / 2.0]);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     order::sequence_order,
     reader::Store,
     shard::{ShardPlan, write_rows},
-    stats::{Moments, STATS_ROWS, Stats},
+    stats::{Moments, STATS_ROWS, Stats, mean_norms},
     truth::TruthPart,
 };
 use crate::failpoint;
@@ -36,6 +36,7 @@ pub struct StoreWriter {
     manifest: Manifest,
     sequence_order: Vec<u32>,
     sequences_per_shard: usize,
+    width_out: usize,
     lock: StoreLock,
 }
 
@@ -104,8 +105,16 @@ impl StoreWriter {
             manifest,
             sequence_order,
             sequences_per_shard,
+            width_out: 0,
             lock,
         }))))
+    }
+
+    /// Says that the last `width_out` numbers of every row are a transcoder's output; 0 for none.
+    #[must_use]
+    pub fn with_output(mut self: Box<Self>, width_out: usize) -> Box<Self> {
+        self.width_out = width_out;
+        self
     }
 
     /// The key of the store.
@@ -179,8 +188,10 @@ impl StoreWriter {
 
         let table = MappedRows::open(&self.partial, shards.iter(), *width, identity.dtype)?;
         let mean_norm = shards.iter().map(|shard| shard.norm_sum).sum::<f64>() / table.rows() as f64;
-        let (Moments { mean, covariance }, rows_seen) = Moments::of(&table, STATS_ROWS);
-        let stats = Stats { mean_norm, mean, covariance, rows_seen };
+        let d_in = *width - self.width_out;
+        let norms = (self.width_out > 0).then(|| mean_norms(&table, d_in));
+        let (Moments { mean, covariance }, rows_seen) = Moments::of(&table, STATS_ROWS, norms.is_none());
+        let stats = Stats { mean_norm, mean, covariance, rows_seen, norms };
         let stats = disk::write_file(self.partial.join(STATS_FILE), &stats.render())?;
 
         let truth = match truth_bytes {
@@ -198,6 +209,7 @@ impl StoreWriter {
             identity: identity.clone(),
             dtype: identity.dtype,
             width: *width,
+            width_out: self.width_out,
             sequences: *sequences,
             rows: table.rows(),
             mean_norm,

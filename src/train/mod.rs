@@ -1,5 +1,5 @@
 //! One trial's training: schedules, the step, dead and density bookkeeping, metrics lines, checkpoints, and
-//! the loop that ties them together.
+//! the loop that ties them together. A transcoder's run is the same with targets of its own: [`Output`].
 //!
 //! Start with [`train`]; [`Trainer`] is the same step for batches from anywhere. Nothing here reads a clock
 //! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or, for standard SAEs, on a
@@ -13,6 +13,7 @@ mod firing;
 mod metrics;
 #[cfg(test)]
 mod options_tests;
+mod output;
 mod prepare;
 mod resample;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
 pub use device::{Backend, Probe, build_command, cpu_only, probe};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
+pub use output::Output;
 pub use run::{Hooks, TrainError, TrainOutcome, train};
 pub use schedules::{annealed_k, learning_rate, sparsity_coefficient};
 pub use trainer::{StepReport, Trained, Trainer};

@@ -159,6 +159,7 @@ impl<'a> Call<'a> {
             Source {
                 start: sae::init(&self.job.config.sae, D, self.job.config.train.seed).into(),
                 normalizer: Normalizer::Scale(0.7),
+                output: None,
                 read: &read,
             },
             &Pool::new(1),

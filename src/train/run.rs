@@ -4,6 +4,7 @@ use super::{
     checkpoint::{self, CHECKPOINT_FOLDER},
     device::Backend,
     metrics::{LogLine, METRICS_FILE, MetricsFile},
+    output::Output,
     prepare::prepare,
     trainer::{Trained, Trainer},
 };
@@ -125,21 +126,31 @@ pub fn train(
 ) -> Result<TrainOutcome, TrainError> {
     let config = &job.config;
     check(config)?;
-    let d_in = store.width();
+    let d_in = store.d_in();
     let order = BatchOrder::new(store.rows(), config.train.batch_size, config.train.data_seed)?;
-    let normalizer = normalizer(store, config, &job.store_key)?;
+    let output = output(store, config, &job.store_key)?;
+    let normalizer = match output {
+        Some(_) => Normalizer::Identity,
+        None => normalizer(store, config, &job.store_key)?,
+    };
     let read = |step: u64, out: &mut [f32]| -> Result<(), TrainError> {
         store.read_batch(&order, step, out);
         Ok(())
     };
-    let start = match start {
-        Some(sae) => {
+    let start = match (start, &output) {
+        (Some(_), Some(_)) => {
+            return Err(TrainError::Setting("a transcoder starts from weights that are drawn".to_owned()));
+        }
+        (None, Some(output)) => {
+            sae::init_transcoder(&config.sae, output.d_in, output.d_out, config.train.seed).into()
+        }
+        (Some(sae), None) => {
             sae::check_start(&sae, &config.sae, d_in)?;
             sae::start(sae, &config.sae, &normalizer, pool)
         }
-        None => sae::init(&config.sae, d_in, config.train.seed).into(),
+        (None, None) => sae::init(&config.sae, d_in, config.train.seed).into(),
     };
-    run(folder, job, Source { start, normalizer, read: &read }, pool, backend, hooks)
+    run(folder, job, Source { start, normalizer, output, read: &read }, pool, backend, hooks)
 }
 
 /// Settings that no step could honour. A plan has none, but a configuration may come from elsewhere.
@@ -162,6 +173,38 @@ fn normalizer(store: &Store, config: &TrialConfig, key: &str) -> Result<Normaliz
     }
 }
 
+/// How the rows of a transcoder's store are taken apart; `None` in a store for SAEs.
+fn output(store: &Store, config: &TrialConfig, key: &str) -> Result<Option<Output>, TrainError> {
+    let unfit = |problem: String| TrainError::Unfit { key: key.to_owned(), problem };
+    let Some(d_out) = store.d_out() else {
+        return if config.source.is_of_two_hooks() {
+            Err(unfit("the activations of one hook, not a transcoder's two".to_owned()))
+        } else {
+            Ok(None)
+        };
+    };
+    let d_in = store.d_in();
+    let scales = match config.sae.normalize_activations {
+        NormalizeActivations::None => [1.0, 1.0],
+        NormalizeActivations::ExpectedAverageOnlyIn => {
+            let norms = store.stats()?.norms.unwrap_or_default();
+            let scales = [(d_in as f64).sqrt() / norms[0], (d_out as f64).sqrt() / norms[1]];
+            if !scales.iter().all(|scale| scale.is_finite() && *scale > 0.0) {
+                return Err(unfit(format!(
+                    "statistics that cannot scale activations (mean norms {norms:?})"
+                )));
+            }
+            scales
+        }
+        other => {
+            return Err(TrainError::Setting(format!(
+                "a transcoder's activations are scaled by none or expected_average_only_in, not {other:?}"
+            )));
+        }
+    };
+    Ok(Some(Output { d_in, d_out, scale_in: scales[0], scale_out: scales[1] }))
+}
+
 /// Reads the batch of a step.
 pub(super) type ReadBatch<'a> = dyn Fn(u64, &mut [f32]) -> Result<(), TrainError> + 'a;
 
@@ -169,6 +212,8 @@ pub(super) type ReadBatch<'a> = dyn Fn(u64, &mut [f32]) -> Result<(), TrainError
 pub(super) struct Source<'a> {
     pub(super) start: Start,
     pub(super) normalizer: Normalizer,
+    /// In a transcoder's run.
+    pub(super) output: Option<Output>,
     pub(super) read: &'a ReadBatch<'a>,
 }
 
@@ -181,10 +226,13 @@ pub(super) fn run(
     backend: &Backend,
     hooks: Hooks<'_>,
 ) -> Result<TrainOutcome, TrainError> {
-    let Source { start, normalizer, read: read_batch } = source;
+    let Source { start, normalizer, output, read: read_batch } = source;
     let (sae, train) = (&job.config.sae, &job.config.train);
     let d_in = start.params.d_in();
     let mut trainer = Trainer::new(sae, train, d_in, start.params, normalizer, pool);
+    if let Some(output) = output {
+        trainer = trainer.with_output(output);
+    }
     trainer.topk_threshold = start.topk_threshold;
     let mut metrics = resume(folder, job, &mut trainer)?;
     prepare(&mut trainer, read_batch, pool)?;
@@ -196,7 +244,7 @@ pub(super) fn run(
 
     let started = (hooks.now_secs)();
     let mut saved = Saved { step: from_step, secs: started };
-    let mut batch = vec![0.0; train.batch_size * d_in];
+    let mut batch = vec![0.0; train.batch_size * output.map_or(d_in, |output| output.row_width())];
     while trainer.steps < total_steps {
         if (hooks.should_stop)() {
             if saved.step < trainer.steps {

@@ -317,7 +317,11 @@ mod tests {
     fn check(problem: &Problem, step: &StandardStep, aim: Option<Aim<'_>>) {
         let what = format!("{:?} {step:?}, aimed {}", problem.shape, aim.is_some());
         let wide_aim = aim.map(|aim| (wide(aim.target), wide(aim.weight)));
-        let wide_aim = wide_aim.as_ref().map(|(target, weight)| reference::Aim { target, weight });
+        let wide_aim = wide_aim.as_ref().map(|(target, weight)| reference::Aim {
+            target,
+            weight,
+            width: problem.shape.d_in,
+        });
         let expected =
             reference::aimed_standard_step(&problem.params.to_f64(), step, &problem.x64(), wide_aim);
 

@@ -8,6 +8,7 @@ use super::{
     filter::NormFilter,
     firing::Firing,
     metrics::{ExplainedVariance, LogLine},
+    output::Output,
     run::TrainError,
     schedules::{learning_rate, sparsity_coefficient},
     tensor_step::{Aim, TensorStep, TensorTrainer},
@@ -31,8 +32,11 @@ const ADAM_EPS: f64 = 1e-8;
 pub struct Trainer {
     pub(super) sae: SaeConfig,
     pub(super) train: TrainConfig,
-    d_in: usize,
+    /// Width of weights.
+    width: usize,
     pub(super) normalizer: Normalizer,
+    /// In a transcoder's run, which `normalizer` has no part in.
+    output: Option<Output>,
     /// Weights in the scaled space.
     pub params: Params,
     /// Adam's first moments.
@@ -102,7 +106,7 @@ impl Trained {
 }
 
 impl Trainer {
-    /// A run that starts from `params`, whose activations are scaled by `normalizer`.
+    /// A run that starts from `params` of width `d_in`, whose activations are scaled by `normalizer`.
     pub fn new(
         sae: &SaeConfig,
         train: &TrainConfig,
@@ -121,8 +125,9 @@ impl Trainer {
         Self {
             sae: sae.clone(),
             train: train.clone(),
-            d_in,
+            width: d_in,
             normalizer,
+            output: None,
             m: params.zeros_like(),
             v: params.zeros_like(),
             grads: params.zeros_like(),
@@ -141,6 +146,22 @@ impl Trainer {
             weight: Vec::new(),
             tensors: None,
         }
+    }
+
+    /// Makes it a transcoder's run: its batches are rows of inputs and outputs, and its weights as wide as the wider
+    /// of the two.
+    ///
+    /// # Panics
+    /// When the weights have another width.
+    #[must_use]
+    pub fn with_output(mut self, output: Output) -> Self {
+        assert_eq!(self.width, output.width(), "weights are as wide as the wider of input and output");
+        self.normalizer = Normalizer::Identity;
+        self.target = vec![0.0; self.scaled.len()];
+        self.weight = vec![1.0; self.train.batch_size];
+        self.ws.set_aux_width(output.d_out);
+        self.output = Some(output);
+        self
     }
 
     /// Goes on with candle tensors on `device`. Weights and moments stay there from now on.
@@ -167,34 +188,22 @@ impl Trainer {
         tensors.as_ref().map_or(Ok(()), |tensors| tensors.download([params, m, v]))
     }
 
-    /// One step on the batch `x` (B, D) of activations as the model made them. When the report is not
+    /// One step on the batch `x` (B, D) of activations as the model made them, for a transcoder rows of an input and an
+    /// output. When the report is not
     /// finite the run is over, and the weights stay those from before the step.
     ///
     /// # Errors
     /// The device fails, in a run on one.
     pub fn step(&mut self, pool: &Pool, x: &[f32]) -> Result<StepReport, TrainError> {
-        assert_eq!(x.len(), self.train.batch_size * self.d_in, "a batch has train.batch_size rows");
+        let row_width = self.output.map_or(self.width, |output| output.row_width());
+        assert_eq!(x.len(), self.train.batch_size * row_width, "a batch has train.batch_size rows");
         self.firing.begin_step(self.steps, self.train.feature_sampling_window);
-        let x = self.filter.as_mut().map_or(x, |filter| filter.keep(x, self.d_in));
-        if x.is_empty() {
+        let Some(is_aimed) = self.load(pool, x) else {
             // All were left out: nothing to learn, and nothing that did not fire.
-            self.scaled.clear();
             self.steps += 1;
             return Ok(StepReport { losses: self.losses, grad_norm: 0.0 });
-        }
-        let n_rows = x.len() / self.d_in;
-        self.scaled.resize(x.len(), 0.0);
-        if self.normalizer.is_per_row() {
-            self.target.resize(x.len(), 0.0);
-        }
-        self.normalizer.apply(pool, x, self.d_in, &mut self.scaled, &mut self.scales);
-        let is_aimed = self.normalizer.targets(
-            &self.scaled,
-            &self.scales,
-            self.d_in,
-            &mut self.target,
-            &mut self.weight,
-        );
+        };
+        let n_rows = self.scaled.len() / self.width;
         if self.tensors.is_some() {
             return self.step_on_device(is_aimed);
         }
@@ -223,6 +232,25 @@ impl Trainer {
         self.steps += 1;
         self.resample_if_due();
         Ok(report)
+    }
+
+    /// Scales the rows that stay of `x`, and says whether they have targets of their own; nothing when none stays.
+    fn load(&mut self, pool: &Pool, x: &[f32]) -> Option<bool> {
+        if let Some(output) = &self.output {
+            output.split(x, &mut self.scaled, &mut self.target);
+            return Some(true);
+        }
+        let Self { normalizer, filter, scaled, scales, target, weight, width, .. } = self;
+        let x = filter.as_mut().map_or(x, |filter| filter.keep(x, *width));
+        scaled.resize(x.len(), 0.0);
+        if x.is_empty() {
+            return None;
+        }
+        if normalizer.is_per_row() {
+            target.resize(x.len(), 0.0);
+        }
+        normalizer.apply(pool, x, *width, scaled, scales);
+        Some(normalizer.targets(scaled, scales, *width, target, weight))
     }
 
     /// Adam's settings in this step.
@@ -285,10 +313,11 @@ impl Trainer {
         let x = self.filter.as_ref().map_or(x, NormFilter::kept);
         let explained = if self.normalizer.is_per_row() {
             // These modes are undone on the reconstruction: compare with the rows as they came.
-            self.normalizer.undo(&self.scales, self.d_in, x_hat.to_mut());
-            ExplainedVariance::of(x, &x_hat, self.d_in)
+            self.normalizer.undo(&self.scales, self.width, x_hat.to_mut());
+            ExplainedVariance::of(x, &x_hat, self.width)
         } else {
-            ExplainedVariance::of(&self.scaled, &x_hat, self.d_in)
+            let target = if self.output.is_some() { &self.target } else { &self.scaled };
+            ExplainedVariance::of(target, &x_hat, self.width)
         };
         let (own_losses, own_details) = self.own_values();
         Ok(LogLine {
@@ -319,7 +348,7 @@ impl Trainer {
             if let Some(rescale @ true) = cfg.architecture.rescale_acts_by_decoder_norm() {
                 // Undoing the whitening changes the decoder's norms, and with them the choice of the k
                 // largest; with the norms already in the encoder it does not depend on them.
-                sae::fold_decoder_norms(&mut params, self.d_in);
+                sae::fold_decoder_norms(&mut params, self.width);
                 *rescale = false;
             }
             sae::fold_whitening(pool, &mut params, whitening, cfg.apply_b_dec_to_input);
@@ -335,12 +364,15 @@ impl Trainer {
                 *residual_threshold /= factor;
             }
         }
+        if let Some(Output { scale_in, scale_out, .. }) = self.output {
+            sae::fold_scales(&mut params, scale_in, scale_out);
+        }
         if !self.normalizer.is_per_row() {
             cfg.normalize_activations = NormalizeActivations::None;
         }
         if matches!(cfg.architecture.rescale_acts_by_decoder_norm(), Some(true)) {
             // As SAELens exports it: the setting stays, and has nothing left to do.
-            sae::fold_decoder_norms(&mut params, self.d_in);
+            sae::fold_decoder_norms(&mut params, self.width);
         }
         if let Architecture::BatchTopK { .. } | Architecture::MatryoshkaBatchTopK { .. } = cfg.architecture {
             params.threshold = vec![topk_threshold as f32; cfg.d_sae];
@@ -351,7 +383,12 @@ impl Trainer {
             losses: self.losses,
             l0: self.firing.l0(),
             n_dead: self.firing.n_dead(self.train.dead_feature_window),
-            sae: Sae { cfg, d_in: self.d_in, params },
+            sae: Sae {
+                cfg,
+                d_in: self.output.map_or(self.width, |output| output.d_in),
+                d_out: self.output.map(|output| output.d_out),
+                params,
+            },
         })
     }
 }

@@ -33,12 +33,29 @@ impl ActivationSource {
         }
     }
 
+    /// Whether a transcoder is trained: activations at one hook are computed from those at another.
+    pub fn is_of_two_hooks(&self) -> bool {
+        self.model().is_some_and(|(model, _)| model.output().is_some())
+    }
+
     /// Model and data, where activations come from a model.
     pub fn model(&self) -> Option<(&ModelConfig, &DataConfig)> {
         match self {
             Self::Model { model, data } => Some((model, data)),
             Self::Toy(_) | Self::Files(_) => None,
         }
+    }
+}
+
+impl ModelConfig {
+    /// The hook, or both as `input -> output`, for people.
+    pub fn hooks(&self) -> String {
+        self.output().map_or_else(|| self.hook.clone(), |output| format!("{} -> {output}", self.hook))
+    }
+
+    /// A transcoder's output hook.
+    pub fn output(&self) -> Option<&str> {
+        Some(self.hook_out.as_str()).filter(|hook| !hook.is_empty())
     }
 }
 

@@ -25,3 +25,4 @@ mod tidy;
 mod tiny_sweep;
 mod train_golden;
 mod train_loop;
+mod transcoder;

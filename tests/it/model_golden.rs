@@ -90,7 +90,7 @@ fn replaced_activations_have_the_effect_that_they_have_in_transformer_lens() {
             assert!(off < 1e-5, "{name} {hook}: {off:e}");
             checked += 1;
         }
-        assert_eq!(checked, 9, "{name}");
+        assert_eq!(checked, 10, "{name}");
     }
 }
 

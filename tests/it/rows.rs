@@ -123,7 +123,7 @@ fn an_sae_made_of_the_true_features_recovers_them_all() {
     let mut params = Params::zeros(24, 24);
     params.w_dec = truth.features.iter().map(|x| 2.0 * x).collect();
     params.w_enc = truth.features.to_vec();
-    let sae = Sae { cfg: cfg.sae.clone(), d_in: 24, params };
+    let sae = Sae { cfg: cfg.sae.clone(), d_in: 24, d_out: None, params };
     let found = evaluate(None, &store, &sae, &cfg.eval, &Pool::new(1)).unwrap().metrics;
     assert!((found["mmcs"] - 1.0).abs() < 1e-6, "{found:?}");
     assert_eq!((found["recovered_share"], found["uniqueness"]), (1.0, 1.0));

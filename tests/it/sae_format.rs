@@ -120,7 +120,7 @@ fn random_sae(cfg: SaeConfig, d_in: usize, seed: u64) -> Sae {
         b_enc: if is_tied { vec![0.0; cfg.d_sae] } else { noise(cfg.d_sae, seed + 2, 0.5) },
         b_dec: noise(d_in, seed + 3, 0.5),
     };
-    Sae { cfg, d_in, params }
+    Sae { cfg, d_in, d_out: None, params }
 }
 
 fn small(folder: &Path) -> Sae {

@@ -9,7 +9,11 @@ use saesweep::trial::{
 pub(crate) fn small_trial() -> TrialConfig {
     TrialConfig {
         source: ActivationSource::Model {
-            model: ModelConfig { name: "org/model".to_owned(), hook: "blocks.0.hook_mlp_out".to_owned() },
+            model: ModelConfig {
+                name: "org/model".to_owned(),
+                hook: "blocks.0.hook_mlp_out".to_owned(),
+                hook_out: String::new(),
+            },
             data: DataConfig {
                 dataset: "org/data".to_owned(),
                 column: String::new(),

@@ -41,6 +41,7 @@ impl Sample {
             source: SourceIdentity::Model(ModelIdentity {
                 model_hash: "11".repeat(32),
                 hook: "blocks.0.hook_mlp_out".to_owned(),
+                hook_out: None,
                 data_hash: "22".repeat(32),
                 column: "text".to_owned(),
                 context_size: self.context,

@@ -47,6 +47,7 @@ fn build_store(stores: &Path) -> Store {
         source: SourceIdentity::Model(ModelIdentity {
             model_hash: "11".repeat(32),
             hook: "blocks.0.hook_mlp_out".to_owned(),
+            hook_out: None,
             data_hash: "22".repeat(32),
             column: "text".to_owned(),
             context_size: CONTEXT,

@@ -58,7 +58,7 @@ pub fn matryoshka_step(
         if k_aux == 0 {
             continue;
         }
-        let weight = aux_weight(&step.as_topk(0), n_dead, d_in, error);
+        let weight = aux_weight(&step.as_topk(0), n_dead, d_in / 2, d_in, error);
         let mut aux = vec![0.0; pre.len()];
         let mut residual = error.clone();
         for b in 0..n_tokens {

@@ -131,13 +131,14 @@ fn finished(
     }
     sizes.add_decoder_gradients(&mut grads, &acts, &g);
 
-    // aux = w mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(D/2, n_dead) largest
-    // pre-activations of dead latents (not relu'd).
+    // aux = w mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(W/2, n_dead) largest
+    // pre-activations of dead latents (not relu'd), W = D or the target's own width.
     let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
-    let k_aux = (d_in / 2).min(n_dead);
+    let half = aim.map_or(d_in, |aim| aim.width) / 2;
+    let k_aux = half.min(n_dead);
     let mut sparsity = 0.0;
     if k_aux > 0 {
-        let weight = aux_weight(step, n_dead, d_in, &error);
+        let weight = aux_weight(step, n_dead, half, d_in, &error);
         let mut aux = vec![0.0; n_tokens * d_sae];
         for b in 0..n_tokens {
             for f in largest(&order[b * d_sae..][..d_sae], k_aux, |f| dead[f]) {
@@ -171,12 +172,12 @@ fn finished(
     StepOutcome { losses, grads, acts, reconstruction }
 }
 
-/// Weight of the auxiliary loss: `c min(n_dead / (D/2), 1)` as SAELens has it, or normalised (Gao et al. 2024)
+/// Weight of the auxiliary loss: `c min(n_dead / half, 1)` as SAELens has it, with half the target's width, or normalised (Gao et al. 2024)
 /// `c / mean_b |e - mean e|^2`, a constant, too; 0 where the error (B, D) is the same for all tokens.
-pub(super) fn aux_weight(step: &TopKStep, n_dead: usize, d_in: usize, error: &[f64]) -> f64 {
+pub(super) fn aux_weight(step: &TopKStep, n_dead: usize, half: usize, d_in: usize, error: &[f64]) -> f64 {
     let c = step.aux_loss_coefficient;
     if !step.normalize_aux_loss {
-        return c * (n_dead as f64 / (d_in / 2) as f64).min(1.0);
+        return c * (n_dead as f64 / half as f64).min(1.0);
     }
     let n_tokens = (error.len() / d_in) as f64;
     let mean: Vec<f64> =

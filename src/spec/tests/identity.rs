@@ -41,6 +41,10 @@ fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
                 ("sae.architecture" | "activations.source", _) => continue,
                 // The widths end at it.
                 ("sae.d_sae", _) if architecture == "matryoshka_batchtopk" => continue,
+                // Transcoders are of some architectures only.
+                ("model.hook_out", _) if !matches!(architecture, "standard" | "topk" | "jumprelu") => {
+                    continue;
+                }
                 ("sae.matryoshka_widths", _) => "[32, 512]".to_owned(),
                 ("sae.jumprelu_sparsity_loss_mode", _) => "step".to_owned(),
                 ("sweep.trials", _) => continue,

@@ -106,7 +106,7 @@ fn training_starts_with_the_function_that_was_loaded() {
                         equalize_norms(&mut params.w_dec, d_in, 0.7);
                     }
                 }
-                let sae = Sae { cfg, d_in, params };
+                let sae = Sae { cfg, d_in, d_out: None, params };
                 let expected = forward(&sae, &x);
                 for &mode in modes {
                     if rescales && mode == CovarianceWhitening {
@@ -141,7 +141,7 @@ fn what_cannot_be_started_from_is_refused_with_both_sides() {
     let sae = |settings: &str| {
         let cfg = config(settings).sae;
         let params = random_params(&cfg, d_in, 1);
-        Sae { cfg, d_in, params }
+        Sae { cfg, d_in, d_out: None, params }
     };
     let standard = sae("d_sae = 60");
     let jumprelu = sae("d_sae = 60\narchitecture = \"jumprelu\"");
