@@ -423,7 +423,7 @@ mod tests {
         let weight: Vec<f32> = (0..35).map(|b| b as f32 / 9.0).collect();
         let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
         let (target64, weight64) = (wide(&target), wide(&weight));
-        let aim = reference::Aim { target: &target64, weight: &weight64 };
+        let aim = reference::Aim { target: &target64, weight: &weight64, width: problem.shape.d_in };
         let (params, x) = (problem.params.to_f64(), problem.x64());
         let pool = Pool::new(2);
         let mut ws = problem.workspace(&pool, Isa::detect());

@@ -117,7 +117,7 @@ pub(super) fn largest_step(
     // The auxiliary reconstruction starts from what the main one left: its error is z W_dec - (x - xhat).
     let weight = match k_aux {
         0 => 0.0,
-        _ => aux_weight(step, n_dead, half, d_in, pass.target, &ws.reconstruction[..x.len()]),
+        _ => aux_weight(step, n_dead, half, params.d_in(), pass.target, &ws.reconstruction[..x.len()]),
     };
     ws.aux_losses.clear();
     ws.aux_g.resize(if k_aux > 0 { x.len() } else { 0 });

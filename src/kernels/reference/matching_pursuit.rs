@@ -146,7 +146,7 @@ mod tests {
             let weight = [0.3, 1.0, 2.0, 0.0, 1.5];
             for apply_b_dec_to_input in [false, true] {
                 let step = MatchingPursuitStep { pursuit, apply_b_dec_to_input };
-                for aim in [None, Some(Aim { target: &target, weight: &weight })] {
+                for aim in [None, Some(Aim { target: &target, weight: &weight, width: 6 })] {
                     check(&format!("{step:?}"), &params, &|params| {
                         let outcome = aimed_matching_pursuit_step(params, &step, &x, aim);
                         (outcome.losses.overall, outcome.grads)
