@@ -34,6 +34,7 @@ impl<'a> View<'a> {
             "sae.jumprelu_tanh_scale" if !self.uses(name) => Some(Setting::Float(4.0)),
             "sae.target_l0" if !self.uses(name) => Some(Setting::Float(0.0)),
             "train.seed" if !self.uses(name) => Some(Setting::Int(42)),
+            "train.b_dec_init_method" if !self.uses(name) => Some(Setting::Text("zeros".to_owned())),
             "sae.decoder_init_norm" if !self.uses(name) => Some(Setting::Float(0.1)),
             "sae.jumprelu_init_threshold" if !self.uses(name) => Some(Setting::Float(0.01)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
