@@ -350,7 +350,7 @@ pub struct TrainConfig {
     pub adam_beta2: f64,
     /// Seed of the initial weights.
     pub seed: u64,
-    /// Seed of the order of the batches.
+    /// Seed of the order of the batches, and of resampling.
     pub data_seed: u64,
     /// A latent is dead after more than this many steps without firing.
     pub dead_feature_window: u64,

@@ -35,6 +35,7 @@ impl<'a> View<'a> {
             "sae.jumprelu_tanh_scale" if !self.uses(name) => Some(Setting::Float(4.0)),
             "sae.target_l0" if !self.uses(name) => Some(Setting::Float(0.0)),
             "train.seed" if !self.uses(name) => Some(Setting::Int(42)),
+            "train.b_dec_init_method" if !self.uses(name) => Some(Setting::Text("zeros".to_owned())),
             "sae.decoder_init_norm" if !self.uses(name) => {
                 let is_pursuit = self.text("sae.architecture") == Some("matching_pursuit");
                 Some(Setting::Float(if is_pursuit { 1.0 } else { 0.1 }))

@@ -338,7 +338,7 @@ pub(crate) const KEYS: &[Key] = &[
     used("train.resample_every_steps", WITH_ENCODER, int(0), Default),
     used("train.resample_until_step", With("train.resample_every_steps"), int(0), Default),
     key(Trial, "train.normalize_sae_decoder", Bool, Default),
-    key(Trial, "train.b_dec_init_method", Word(&["zeros", "mean", "geometric_median"]), Default),
+    used("train.b_dec_init_method", DRAWN, Word(&["zeros", "mean", "geometric_median"]), Default),
     used("train.normalize_aux_loss", TOPK, Bool, Default),
     used("train.k_anneal_steps", TOPK, int(0), Default),
     used("train.k_start", With("train.k_anneal_steps"), Kind::Int { min: 0, max: MAX_SIZE }, Default),

@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 const ENCODER_SHARE: f64 = 0.2;
 
 impl Trainer {
-    /// Resamples after a step, if it is time. Which inputs are drawn follows from the seed and the step alone.
+    /// Resamples after a step, if it is time. Which inputs are drawn follows from `train.data_seed` and the step alone.
     pub(super) fn resample_if_due(&mut self) {
         if !is_due(&self.train.options, self.steps) {
             return;
@@ -31,8 +31,7 @@ impl Trainer {
                 row.iter_mut().zip(&self.params.b_dec).for_each(|(x, b)| *x -= b);
             }
         }
-        let mut rng = ChaCha8Rng::seed_from_u64(self.train.seed);
-        // The first stream is that of the initial weights.
+        let mut rng = ChaCha8Rng::seed_from_u64(self.train.data_seed);
         rng.set_stream(self.steps);
         let first_threshold = match self.sae.architecture {
             Architecture::JumpRelu { jumprelu_init_threshold, .. } => jumprelu_init_threshold as f32,

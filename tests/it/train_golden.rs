@@ -221,7 +221,7 @@ fn table_of_equality() {
     let golden = Golden::load();
     let mut rows = std::collections::BTreeMap::new();
     for (name, case) in &golden.cases {
-        let worst = follow(&golden, name, case, 1);
+        let worst = follow(&golden, name, case, 1, None);
         let steep = if loss_tolerance(name) > LOSS_TOLERANCE { ", lp_norm below 1" } else { "" };
         let key = format!("{}{steep}", case["sae"]["architecture"].as_str().unwrap());
         let (cases, row) = rows.entry(key).or_insert((0, Worst::default()));

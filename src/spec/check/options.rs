@@ -1,10 +1,19 @@
 //! Options beyond SAELens that do not go together with the rest of a trial.
 
-use super::{Check, Contradiction, View, contradiction};
+use super::{
+    super::setting::{Setting, quoted},
+    Check, Contradiction, View, contradiction,
+};
 
 /// What is checked.
-pub(super) const CHECKS: &[Check] =
-    &[resampling_happens, resampling_ends_in_time, annealing_ends, k_falls, norms_are_kept];
+pub(super) const CHECKS: &[Check] = &[
+    resampling_happens,
+    resampling_ends_in_time,
+    annealing_ends,
+    k_falls,
+    norms_are_kept,
+    threshold_starts_at_0,
+];
 
 fn resampling_happens(view: View<'_>) -> Option<Contradiction> {
     let (every, steps) = (above_zero(view, "train.resample_every_steps")?, view.steps()?);
@@ -66,6 +75,18 @@ fn norms_are_kept(view: View<'_>) -> Option<Contradiction> {
             &["train.max_norm_multiple"],
             format!("train.max_norm_multiple = {multiple}"),
             "0, which keeps all activations, or a multiple of at least 1: below that it would leave out more than half",
+        )
+    })
+}
+
+fn threshold_starts_at_0(view: View<'_>) -> Option<Contradiction> {
+    let name = "train.topk_threshold_bias_correction";
+    let start = view.text("sae.init_from").filter(|start| !start.is_empty())?;
+    (view.uses(name) && view.resolved(name) == Some(Setting::Bool(true))).then(|| {
+        contradiction(
+            &["train.topk_threshold_bias_correction", "sae.init_from"],
+            format!("{name} = true with sae.init_from = {}", quoted(start)),
+            "false: a threshold that starts from another SAE's does not start at 0",
         )
     })
 }

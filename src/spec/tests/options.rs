@@ -124,6 +124,13 @@ fn numbers_that_cannot_be_are_told() {
         assert_eq!(fault, expected, "{text}");
         assert!(text.contains(wanted), "{text}");
     }
+    let started = "sae.init_from=other";
+    let (fault, _, text) =
+        problem(&["sae.architecture=batchtopk", "train.topk_threshold_bias_correction=true", started]);
+    assert_eq!(fault, Fault::Contradiction);
+    assert!(text.contains("does not start at 0"), "{text}");
+    let (fault, key, _) = problem(&["train.b_dec_init_method=mean", started]);
+    assert_eq!((fault, key.as_str()), (Fault::NoEffect, "train.b_dec_init_method"));
     let fine = [
         "train.resample_every_steps=245",
         topk,
