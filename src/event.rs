@@ -105,6 +105,6 @@ pub enum TrialMessage {
     /// The verdict, also in `result.json`.
     Ended {
         /// The result.
-        result: TrialResult,
+        result: Box<TrialResult>,
     },
 }

@@ -12,6 +12,7 @@ pub mod data;
 pub mod event;
 pub mod model;
 pub mod sae;
+pub mod source;
 pub mod spec;
 pub mod store;
 // rank 2

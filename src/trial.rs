@@ -4,15 +4,20 @@
 //! defaults live in `spec/defaults.toml` alone, and `spec` is the only place that builds one from user
 //! input. Start with [`TrialConfig`]; [`TrialJob`] is what a trial process reads from its `config.toml`.
 
+mod options;
+mod source;
+
+pub use options::{BDecInit, TrainOptions};
+pub use source::{ActivationSource, FilesConfig, ToyConfig};
+
 use serde::{Deserialize, Serialize};
 
 /// Everything that can change the result of one trial. Its canonical form is what a [`TrialId`] hashes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrialConfig {
-    /// The language model and the place in it.
-    pub model: ModelConfig,
-    /// The text and how it becomes token sequences.
-    pub data: DataConfig,
+    /// Where activations come from, with the settings that only this source has.
+    #[serde(flatten)]
+    pub source: ActivationSource,
     /// The activation store.
     pub store: StoreConfig,
     /// The sparse autoencoder.
@@ -117,6 +122,10 @@ pub struct SaeConfig {
     pub normalize_activations: NormalizeActivations,
     /// L2 norm of every decoder row at the start; 0 leaves the Kaiming initialisation as it is.
     pub decoder_init_norm: f64,
+    /// Folder of an SAE that training starts from, as written in the sweep; empty draws the weights. Left out
+    /// where it is empty: configurations from before it was there keep their ids.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub init_from: String,
     /// The architecture with the settings that only it has.
     #[serde(flatten)]
     pub architecture: Architecture,
@@ -328,6 +337,9 @@ pub struct TrainConfig {
     pub dead_feature_window: u64,
     /// Steps over which firing frequencies are counted.
     pub feature_sampling_window: u64,
+    /// What SAELens does not have.
+    #[serde(flatten)]
+    pub options: TrainOptions,
 }
 
 impl TrainConfig {
@@ -408,6 +420,9 @@ pub struct TrialJob {
     pub id: TrialId,
     /// Key of the activation store it trains on.
     pub store_key: String,
+    /// BLAKE3 of the weights it starts from, where it starts from some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_blake3: Option<String>,
     /// How it is run.
     pub run: RunConfig,
     /// The configuration.
@@ -436,6 +451,9 @@ pub struct TrialResult {
     pub id: TrialId,
     /// Key of the store it was trained on.
     pub store_key: String,
+    /// BLAKE3 of the weights it started from, where it started from some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_blake3: Option<String>,
     /// Verdict.
     pub status: TrialStatus,
     /// One line on why, when the status is not `done`.

@@ -44,6 +44,10 @@ pub(super) enum Command {
     Report(ReportArgs),
     /// Show how trials differ: settings and metrics side by side.
     Compare(CompareArgs),
+    /// Evaluate SAEs from anywhere on a store, beside the trials of a run.
+    Eval(EvalArgs),
+    /// Write a trial's SAE for SAELens or dictionary_learning.
+    Export(ExportArgs),
     /// Look after the activation stores.
     Store(StoreArgs),
     /// Run one trial; what `run` starts for each.
@@ -141,6 +145,70 @@ pub(super) struct CompareArgs {
     pub(super) format: Format,
 }
 
+/// `saesweep eval`.
+#[derive(Debug, Args)]
+pub(super) struct EvalArgs {
+    /// Folders in SAELens' format: cfg.json and sae_weights.safetensors of a standard, gated, topk, abstopk or
+    /// jumprelu SAE; the form from before SAELens 6 is read too.
+    #[arg(required = true, value_name = "SAE")]
+    pub(super) saes: Vec<PathBuf>,
+    /// Evaluate on the store of this run and show its trials too: a name under the results folder, or a run
+    /// folder.
+    #[arg(long, value_name = "RUN", required_unless_present = "store")]
+    pub(super) run: Option<PathBuf>,
+    /// Key of the store, where there is no run or it has several.
+    #[arg(long, value_name = "KEY")]
+    pub(super) store: Option<String>,
+    /// Folder of the stores, where it is not the cache's.
+    #[arg(long, value_name = "DIR")]
+    pub(super) stores: Option<PathBuf>,
+    /// The language model that the store is of: its folder or file, or its name on the hub [default: the
+    /// store's own words for it].
+    #[arg(long, value_name = "MODEL")]
+    pub(super) model: Option<String>,
+    /// Whether special tokens (BOS, EOS, PAD …) are left out [default: as the run's trials did, else false].
+    #[arg(long, value_name = "true|false")]
+    pub(super) exclude_special_tokens: Option<bool>,
+    /// Threads to use, 0 for all cores; they change no result.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) threads: usize,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    pub(super) format: Format,
+}
+
+/// `saesweep export`.
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// The trial: its id, its first digits, or its folder.
+    pub(super) trial: String,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub(super) to: PathBuf,
+    /// The run that the trial is of, where its id alone does not say: a name under the results folder, or a
+    /// run folder.
+    #[arg(long, value_name = "RUN")]
+    pub(super) run: Option<PathBuf>,
+    /// For which program.
+    #[arg(long, value_enum, default_value = "sae-lens")]
+    pub(super) format: ExportFormat,
+    /// Replace an earlier export.
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+/// The program that an export is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExportFormat {
+    /// cfg.json, sae_weights.safetensors, sparsity.safetensors and runner_cfg.json, for
+    /// `SAE.load_from_disk(DIR)`.
+    SaeLens,
+    /// config.json and ae.safetensors, with the decoder as (d, F). dictionary_learning itself reads a Python
+    /// pickle, which is not written here; Python makes it with `torch.save(load_file("ae.safetensors"),
+    /// "ae.pt")`.
+    DictionaryLearning,
+}
+
 /// `saesweep store`.
 #[derive(Debug, Args)]
 pub(super) struct StoreArgs {
@@ -193,9 +261,12 @@ pub(super) struct TrialArgs {
     /// Folder of the activation stores.
     #[arg(long, value_name = "DIR")]
     pub(super) stores: PathBuf,
-    /// Folder or file of the language model.
+    /// Folder or file of the language model, where the activations come from one.
     #[arg(long, value_name = "PATH")]
-    pub(super) model: PathBuf,
+    pub(super) model: Option<PathBuf>,
+    /// Folder of the SAE that it starts from, where it starts from one.
+    #[arg(long, value_name = "DIR")]
+    pub(super) init: Option<PathBuf>,
 }
 
 #[cfg(test)]

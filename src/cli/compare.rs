@@ -4,17 +4,17 @@ use super::{
     CliError, Exit,
     args::{CompareArgs, Format, Shared},
     show,
-    status::find_trials,
+    trial_dir::find_trial,
 };
 use crate::{
     metric::METRICS,
-    rundir::{TrialDir, read_job, read_result},
+    rundir::{read_job, read_result},
     spec,
     table::section_rank,
     trial::{TrialJob, TrialResult},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 struct Compared {
     job: TrialJob,
@@ -49,30 +49,7 @@ pub(super) fn compare(shared: &Shared, args: &CompareArgs) -> Result<Exit, CliEr
 }
 
 fn find(shared: &Shared, name: &str) -> Result<Compared, CliError> {
-    let dir = if Path::new(name).join("config.toml").exists() {
-        TrialDir::new(name)
-    } else {
-        let found = find_trials(shared, name)?;
-        match found.as_slice() {
-            [(run, id)] => run.trial(id),
-            [] => {
-                let results = shared.results.display();
-                return Err(CliError::Usage(format!(
-                    "there is no trial `{name}` in the runs under `{results}`"
-                )));
-            }
-            [(first, id), rest @ ..] if rest.iter().all(|(_, other)| other == id) => {
-                let runs: Vec<_> =
-                    found.iter().map(|(run, _)| run.trial(id).root().display().to_string()).collect();
-                tracing::warn!("trial {id} is in several runs; taking the first of {}", runs.join(" "));
-                first.trial(id)
-            }
-            several => {
-                let ids: Vec<&str> = several.iter().map(|(_, id)| id.0.as_str()).collect();
-                return Err(CliError::Usage(format!("`{name}` can be several trials: {}", ids.join(" "))));
-            }
-        }
-    };
+    let dir = find_trial(shared, None, name)?;
     let job = read_job(&dir)?.ok_or_else(|| {
         CliError::Usage(format!("`{}` is no trial folder: it has no config.toml", dir.root().display()))
     })?;

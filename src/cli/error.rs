@@ -3,8 +3,9 @@
 use super::Exit;
 use crate::{
     data::DataError, eval::EvalError, harvest::HarvestError, hub::HubError, model::ModelError,
-    report::ReportError, rundir::RunDirError, sae::SaeError, sched::SchedError, sched::SlotError,
-    spec::SpecErrors, store::StoreError, table::TableError, train::TrainError,
+    report::ReportError, rundir::RunDirError, sae::ExportError, sae::SaeError, sched::SchedError,
+    sched::SlotError, source::SourceError, spec::SpecErrors, store::StoreError, table::TableError,
+    train::TrainError,
 };
 use std::path::PathBuf;
 
@@ -26,6 +27,8 @@ pub(super) enum CliError {
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
     Harvest(#[from] HarvestError),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -39,6 +42,8 @@ pub(super) enum CliError {
     Eval(#[from] EvalError),
     #[error(transparent)]
     Sae(#[from] SaeError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
     #[error(transparent)]
     Table(#[from] TableError),
     #[error(transparent)]
@@ -58,6 +63,7 @@ impl CliError {
             Self::Spec(_) | Self::Slot(_) | Self::Usage(_) => Exit::Usage,
             // The sweep names it, so the sweep is wrong.
             Self::Model(ModelError::UnknownHook { .. }) => Exit::Usage,
+            Self::Export(error) if error.is_refusal() => Exit::Usage,
             Self::Interrupted => Exit::Interrupted,
             _ => Exit::Error,
         }

@@ -8,7 +8,9 @@ mod args;
 mod compare;
 mod console;
 mod error;
+mod eval;
 mod exit;
+mod export;
 mod facts;
 mod inputs;
 mod outputs;
@@ -25,6 +27,7 @@ mod store;
 mod stores;
 mod sweep;
 mod trial;
+mod trial_dir;
 mod work;
 
 pub use exit::Exit;
@@ -69,6 +72,8 @@ fn dispatch(arguments: &Arguments, console: &Console) -> Result<Exit, CliError> 
         Command::Status(args) => status::status(shared, args),
         Command::Report(args) => report::report(shared, args),
         Command::Compare(args) => compare::compare(shared, args),
+        Command::Eval(args) => eval::eval(shared, args, console),
+        Command::Export(args) => export::export(shared, args, console),
         Command::Store(args) => store::store(shared, args, console),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     hub::{HubError, HubOptions},
     spec::{DEFAULTS_TOML, Plan},
+    trial::ActivationSource,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -60,10 +61,15 @@ impl<'a> Need<'a> {
             None => None,
             Some(inputs) => {
                 let width = inputs.width(group.config)?;
-                let (store, data) = (&group.config.store, &group.config.data);
+                let store = &group.config.store;
+                let held_out = match &group.config.source {
+                    ActivationSource::Model { data, .. } => data.eval_max_tokens,
+                    ActivationSource::Toy(toy) => toy.eval_rows,
+                    ActivationSource::Files(files) => files.eval_rows,
+                };
                 // Training rows in their format, held-out rows in float32.
                 let train = store.tokens.saturating_mul((width * store.dtype.bytes()) as u64);
-                let held_out = (data.eval_max_tokens as u64).saturating_mul(4 * width as u64);
+                let held_out = (held_out as u64).saturating_mul(4 * width as u64);
                 Some((width, train.saturating_add(held_out)))
             }
         };
@@ -107,14 +113,15 @@ fn print_plan(plan: &Plan, needs: &[Need<'_>], stores: &Path) -> Result<(), CliE
         .iter()
         .map(|need| {
             let config = need.group.config;
+            let names = names(&config.source);
             let (width, bytes) = match need.size {
                 Some((width, bytes)) => (width.to_string(), show::bytes(bytes)),
                 None => ("?".to_owned(), "?".to_owned()),
             };
             vec![
-                config.model.name.clone(),
-                config.model.hook.clone(),
-                config.data.dataset.clone(),
+                names[0].clone(),
+                names[1].clone(),
+                names[2].clone(),
                 show::count(config.store.tokens),
                 width,
                 show::setting(
@@ -126,6 +133,20 @@ fn print_plan(plan: &Plan, needs: &[Need<'_>], stores: &Path) -> Result<(), CliE
         })
         .collect();
     show::print_table(&header, &rows)
+}
+
+/// Model, hook and data set, or what stands in their place.
+fn names(source: &ActivationSource) -> [String; 3] {
+    match source {
+        ActivationSource::Model { model, data } => {
+            [model.name.clone(), model.hook.clone(), data.dataset.clone()]
+        }
+        ActivationSource::Toy(toy) => {
+            let features = format!("{} features, {} active", toy.n_features, toy.mean_active);
+            ["toy data".to_owned(), String::new(), features]
+        }
+        ActivationSource::Files(files) => ["files".to_owned(), files.tensor.clone(), files.files.join(", ")],
+    }
 }
 
 fn plan_json(plan: &Plan, needs: &[Need<'_>], stores: &Path) -> Value {
@@ -144,10 +165,13 @@ fn plan_json(plan: &Plan, needs: &[Need<'_>], stores: &Path) -> Value {
     let needs: Vec<Value> = needs
         .iter()
         .map(|need| {
+            let source = &need.group.config.source;
+            let [model, hook, dataset] = names(source);
             json!({
-                "model": need.group.config.model.name,
-                "hook": need.group.config.model.hook,
-                "dataset": need.group.config.data.dataset,
+                "source": source.name(),
+                "model": model,
+                "hook": hook,
+                "dataset": dataset,
                 "tokens": need.group.config.store.tokens,
                 "width": need.size.map(|(width, _)| width),
                 "bytes_at_most": need.size.map(|(_, bytes)| bytes),

@@ -45,6 +45,13 @@ fn decide(
     if old_key.is_some_and(|key| *key != job.store_key) {
         return Fate::Anew("its activation store is another one now");
     }
+    let old_init = match (result, old_job) {
+        (Some(result), _) => Some(&result.init_blake3),
+        (None, old_job) => old_job.as_ref().map(|old| &old.init_blake3),
+    };
+    if old_init.is_some_and(|init| *init != job.init_blake3) {
+        return Fate::Anew("the weights it starts from are others now");
+    }
     let status = match (result, phase) {
         (Some(result), _) => result.status,
         // It died too often to leave a result of its own.
@@ -72,11 +79,13 @@ pub(super) struct Prepared {
 }
 
 /// Decides on every trial and makes the folders of those that run ready. A kill at any moment of this leaves
-/// folders that lead to the same decisions.
+/// folders that lead to the same decisions. `keys` are those of the trials' stores, `init_blake3` the hashes of
+/// weights by `sae.init_from`.
 pub(super) fn prepare(
     run: &RunDir,
     trials: &[PlannedTrial],
     keys: &BTreeMap<TrialId, String>,
+    init_blake3: &BTreeMap<String, String>,
     config: &RunConfig,
     state: &RunState,
     retry_failed: bool,
@@ -87,6 +96,7 @@ pub(super) fn prepare(
         let job = TrialJob {
             id: trial.id.clone(),
             store_key: keys[&trial.id].clone(),
+            init_blake3: init_blake3.get(&trial.config.sae.init_from).cloned(),
             run: config.clone(),
             config: trial.config.clone(),
         };
@@ -212,6 +222,20 @@ mod tests {
         assert!(decide(Ok(Some(job())), None));
         assert!(decide(Ok(Some(new.clone())), Some(result(TrialStatus::Done))));
         assert!(!decide(Ok(None), None));
+    }
+
+    #[test]
+    fn other_weights_to_start_from_make_everything_stale() {
+        let job = |hash: Option<&str>| TrialJob { init_blake3: hash.map(str::to_owned), ..job() };
+        let result = |hash: Option<&str>| TrialResult {
+            init_blake3: hash.map(str::to_owned),
+            ..result(TrialStatus::Done)
+        };
+        let decide = |new, old, left| decide(&job(new), &Ok(Some(job(old))), &Ok(left), None, false);
+        assert_eq!(decide(Some("a"), Some("a"), Some(result(Some("a")))), Fate::Keep(TrialStatus::Done));
+        assert!(matches!(decide(Some("b"), Some("b"), Some(result(Some("a")))), Fate::Anew(_)));
+        assert!(matches!(decide(Some("b"), Some("a"), None), Fate::Anew(_)));
+        assert_eq!(decide(Some("a"), Some("a"), None), Fate::Run);
     }
 
     #[test]

@@ -24,11 +24,10 @@ use crate::{
     hub::HubOptions,
     rundir::{Journal, RunDir, write_atomic},
     sched::{Core, FinishReason, Interrupts, Policy, SlotPlan, SlotRequest, find_slots, run as schedule},
-    slot::DeviceKind,
     spec::{self, Plan, PlannedTrial},
     table::{Outcome, RunData, best_trials},
     train,
-    trial::{Architecture, TrialConfig, TrialId},
+    trial::{TrialConfig, TrialId},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
@@ -112,7 +111,15 @@ async fn coordinate(
 
     let state = read_state(&run_dir)?;
     let spec = &plan.spec;
-    let prepared = prepare(&run_dir, &plan.trials, &built.keys, &spec.run, &state, args.retry_failed)?;
+    let prepared = prepare(
+        &run_dir,
+        &plan.trials,
+        &built.keys,
+        &inputs.start_hashes(),
+        &spec.run,
+        &state,
+        args.retry_failed,
+    )?;
     for event in &prepared.unrecorded {
         journal.append(unix_secs(), event)?;
     }
@@ -130,8 +137,10 @@ async fn coordinate(
     let core = Core::new(policy, slots, prepared.to_run.clone());
     let progress =
         SweepProgress::new(console, labels(&plan, &prepared.to_run), prepared.kept.len(), Instant::now());
-    let models: BTreeMap<TrialId, PathBuf> =
-        plan.trials.iter().map(|trial| (trial.id.clone(), inputs.model(&trial.config).to_owned())).collect();
+    let model = |trial: &PlannedTrial| Some((trial.id.clone(), inputs.model(&trial.config)?.to_owned()));
+    let models: BTreeMap<TrialId, PathBuf> = plan.trials.iter().filter_map(model).collect();
+    let start = |trial: &PlannedTrial| Some((trial.id.clone(), inputs.start(&trial.config)?.to_owned()));
+    let starts: BTreeMap<TrialId, PathBuf> = plan.trials.iter().filter_map(start).collect();
     let mut host = RunHost {
         run: run_dir.clone(),
         facts,
@@ -140,6 +149,7 @@ async fn coordinate(
         console: console.clone(),
         stores: store_folder,
         models,
+        starts,
         report: LiveReport::default(),
     };
     let finished = schedule(core, &mut host, &mut interrupts).await;
@@ -151,16 +161,15 @@ async fn coordinate(
 
 fn slots(plan: &Plan, n_trials: usize) -> Result<SlotPlan, CliError> {
     let devices = &plan.spec.devices;
-    let cpu_only = plan.trials.iter().map(|trial| &trial.config.sae.architecture);
-    let cpu_only =
-        cpu_only.filter(|own| !train::can_train(DeviceKind::Cuda, own)).map(Architecture::name).next();
+    let mut configs = plan.trials.iter().map(|trial| &trial.config);
+    let cpu_only = configs.find_map(|config| train::cpu_only(&config.sae, &config.train));
     let request = SlotRequest {
         kinds: &devices.r#use,
         cpu_slots: devices.cpu_slots,
         threads_per_trial: devices.threads_per_trial,
         cores: cores(),
         n_trials,
-        cpu_only,
+        cpu_only: cpu_only.as_deref(),
     };
     Ok(find_slots(&request, &train::probe)?)
 }
@@ -224,9 +233,10 @@ fn print_best(data: &RunData, format: Format, run: &RunDir) -> Result<(), CliErr
     let objective = data.objective.metric.as_str();
     let mut metrics = vec![objective];
     metrics.extend(
-        ["ce_loss_score", "explained_variance", "l0", "dead_share"]
+        ["ce_loss_score", "explained_variance", "recovered_share", "l0", "dead_share"]
             .into_iter()
-            .filter(|name| *name != objective),
+            .filter(|name| *name != objective)
+            .filter(|name| data.trials.iter().any(|trial| trial.metric(name).is_some())),
     );
     if format == Format::Json {
         let best: Vec<_> = best

@@ -31,8 +31,10 @@ pub(super) struct RunHost {
     pub(super) progress: SweepProgress,
     pub(super) console: super::console::Console,
     pub(super) stores: PathBuf,
-    /// Folder or file of each trial's model.
+    /// Folder or file of the model of each trial that has one.
     pub(super) models: BTreeMap<TrialId, PathBuf>,
+    /// Folder of the SAE that a trial starts from.
+    pub(super) starts: BTreeMap<TrialId, PathBuf>,
     pub(super) report: LiveReport,
 }
 
@@ -88,8 +90,7 @@ fn this_program() -> PathBuf {
 impl Host for RunHost {
     fn command(&mut self, id: &TrialId, slot: &Slot, _attempt: u32) -> TrialCommand {
         let trial = self.run.trial(id);
-        let model = self.models.get(id).expect("invariant: every trial has a model");
-        let args: [OsString; 10] = [
+        let mut args: Vec<OsString> = vec![
             "trial".into(),
             trial.root().into(),
             "--slot".into(),
@@ -98,13 +99,17 @@ impl Host for RunHost {
             slot.threads.to_string().into(),
             "--stores".into(),
             self.stores.clone().into(),
-            "--model".into(),
-            model.into(),
         ];
+        if let Some(model) = self.models.get(id) {
+            args.extend(["--model".into(), model.into()]);
+        }
+        if let Some(start) = self.starts.get(id) {
+            args.extend(["--init".into(), start.into()]);
+        }
         TrialCommand {
             program: this_program(),
             name: Some("saesweep".into()),
-            args: args.into(),
+            args,
             env: vec![(super::trial::COORDINATOR.to_owned(), std::process::id().to_string())],
             log: trial.log(),
         }

@@ -7,10 +7,7 @@ use super::{
     run_data::{Run, read_run},
     show,
 };
-use crate::{
-    rundir::RunDir,
-    table::{Outcome, TrialRow},
-};
+use crate::table::{Outcome, TrialRow};
 use serde_json::{Value, json};
 
 /// Shows one run, or lists all.
@@ -145,21 +142,4 @@ fn run_json(run: &Run) -> Value {
         "complete": run.state.ended == Some(true),
         "trials": trials,
     })
-}
-
-/// The trials of all runs whose ids begin with some digits, with their run folders.
-pub(super) fn find_trials(
-    shared: &Shared,
-    prefix: &str,
-) -> Result<Vec<(RunDir, crate::trial::TrialId)>, CliError> {
-    let mut found = Vec::new();
-    for run in all_runs(shared)? {
-        let Ok(entries) = std::fs::read_dir(run.trials()) else { continue };
-        let mut names: Vec<String> =
-            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-        names.sort();
-        let matching = names.into_iter().filter(|name| name.starts_with(prefix));
-        found.extend(matching.map(|name| (run.clone(), crate::trial::TrialId(name))));
-    }
-    Ok(found)
 }

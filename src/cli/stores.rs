@@ -10,7 +10,7 @@ use crate::{
 };
 use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
 
-/// Trials that share a store: those that agree on model, data and store settings.
+/// Trials that share a store: those that agree on where activations come from and on store settings.
 #[derive(Debug)]
 pub(super) struct StoreGroup<'a> {
     /// The configuration of one of them.
@@ -24,9 +24,8 @@ pub(super) fn groups(plan: &Plan) -> Vec<StoreGroup<'_>> {
     let mut by_settings: BTreeMap<String, usize> = BTreeMap::new();
     let mut groups: Vec<StoreGroup<'_>> = Vec::new();
     for trial in &plan.trials {
-        let TrialConfig { model, data, store, .. } = &trial.config;
-        let settings =
-            serde_json::to_string(&(model, data, store)).expect("invariant: settings are plain data");
+        let TrialConfig { source, store, .. } = &trial.config;
+        let settings = serde_json::to_string(&(source, store)).expect("invariant: settings are plain data");
         let idx = *by_settings.entry(settings).or_insert_with(|| {
             groups.push(StoreGroup { config: &trial.config, trials: Vec::new() });
             groups.len() - 1
@@ -58,12 +57,17 @@ pub(super) fn build(
 ) -> Result<BuiltStores, CliError> {
     let mut built = BuiltStores { keys: BTreeMap::new(), lines: Vec::new() };
     for group in groups(plan) {
-        let (model, data) = (inputs.model(group.config), inputs.data(group.config));
-        let mut bar = StoreBar::new(console, &group.config.model.hook);
-        let made = harvest::ensure_store(stores, model, data, group.config, &mut |progress| {
+        let (config, files) = (group.config, inputs.files(group.config));
+        let name = config.source.model().map_or(config.source.name(), |(model, _)| &model.hook);
+        let mut bar = StoreBar::new(console, name);
+        let mut progress = |progress| {
             bar.show(&progress);
             if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+        };
+        let made = match inputs.model(config) {
+            Some(model) => harvest::ensure_store(stores, model, files, config, &mut progress),
+            None => harvest::ensure_row_store(stores, files, config, &mut progress),
+        };
         let was_built = bar.finish();
         let (key, _) = match made {
             Err(_) if stop.is_set() => return Err(CliError::Interrupted),
@@ -105,7 +109,7 @@ fn line(store: &Store) -> StoreLine {
         dataset: header.label.dataset.clone(),
         rows: header.rows,
         width: header.width,
-        context_size: header.identity.context_size,
+        context_size: header.identity.context_size(),
         dtype: show::setting(&serde_json::to_value(header.dtype).expect("invariant: a dtype is a word")),
         bytes: header.bytes(),
     }

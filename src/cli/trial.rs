@@ -11,7 +11,7 @@ use crate::{
     failpoint,
     kernels::Pool,
     rundir::{RunDirError, TrialDir, read_job, read_result, write_atomic},
-    sae::{self, SaveInfo},
+    sae::{self, Sae, SaveInfo},
     store::Store,
     train::{self, Backend, Hooks, LogLine, TrainOutcome, Trained},
     trial::{RESULT_VERSION, TrialJob, TrialResult, TrialStatus, TrialTiming},
@@ -68,7 +68,7 @@ fn end(dir: &TrialDir, result: TrialResult) -> Result<Exit, CliError> {
     failpoint::hit("trial: has its result");
     remove_spent_checkpoint(dir, result.status)?;
     let exit = if result.status == TrialStatus::Done { Exit::Ok } else { Exit::SomeFailed };
-    say(&TrialMessage::Ended { result })?;
+    say(&TrialMessage::Ended { result: Box::new(result) })?;
     Ok(exit)
 }
 
@@ -83,7 +83,8 @@ fn run(
     let store = Store::open(&args.stores, &job.store_key)?;
     let _in_use = store.mark_used()?;
     let pool = Pool::new(args.threads);
-    match train(dir, job, &store, &pool, &backend, stop)? {
+    let start = start_weights(args, job)?;
+    match train(dir, job, &store, start, &pool, &backend, stop)? {
         TrainOutcome::Stopped { .. } => Ok(None),
         TrainOutcome::Diverged { step, loss, from_step, train_secs } => {
             let diverged = Unmeasured {
@@ -119,6 +120,7 @@ fn run(
                 version: RESULT_VERSION,
                 id: job.id.clone(),
                 store_key: job.store_key.clone(),
+                init_blake3: job.init_blake3.clone(),
                 status: TrialStatus::Done,
                 reason: None,
                 steps,
@@ -138,6 +140,7 @@ fn train(
     dir: &TrialDir,
     job: &TrialJob,
     store: &Store,
+    start_weights: Option<Sae>,
     pool: &Pool,
     backend: &Backend,
     stop: &StopFlag,
@@ -186,7 +189,29 @@ fn train(
         should_stop: &|| stop.is_set(),
         now_secs: &|| start.elapsed().as_secs_f64(),
     };
-    Ok(train::train(dir.root(), job, store, pool, backend, hooks)?)
+    Ok(train::train(dir.root(), job, store, start_weights, pool, backend, hooks)?)
+}
+
+/// The SAE that the trial starts from, the very one that it was planned with.
+fn start_weights(args: &TrialArgs, job: &TrialJob) -> Result<Option<Sae>, CliError> {
+    let init_from = &job.config.sae.init_from;
+    if init_from.is_empty() {
+        return Ok(None);
+    }
+    let folder = args.init.as_ref().ok_or_else(|| {
+        CliError::Usage(format!("the trial starts from the SAE `{init_from}`; give its folder by --init DIR"))
+    })?;
+    let found = Some(sae::weights_blake3(folder)?);
+    if found != job.init_blake3 {
+        let hash = |hash: &Option<String>| hash.clone().unwrap_or_else(|| "none".to_owned());
+        return Err(CliError::Usage(format!(
+            "the weights of `{}` have the hash {}, the trial was planned with {}",
+            folder.display(),
+            hash(&found),
+            hash(&job.init_blake3)
+        )));
+    }
+    Ok(Some(sae::load(folder)?))
 }
 
 type Measured = (BTreeMap<String, f64>, Vec<u64>);
@@ -198,7 +223,7 @@ fn measure(
     trained: &Trained,
     pool: &Pool,
 ) -> Result<Measured, CliError> {
-    let evaluation = eval::evaluate(&args.model, store, &trained.sae, &job.config, pool)?;
+    let evaluation = eval::evaluate(args.model.as_deref(), store, &trained.sae, &job.config.eval, pool)?;
     let mut metrics = evaluation.metrics;
     metrics.insert("train_loss".to_owned(), trained.losses.overall);
     metrics.insert("dead_share".to_owned(), trained.dead_share());
@@ -220,6 +245,7 @@ impl Unmeasured {
             version: RESULT_VERSION,
             id: job.id.clone(),
             store_key: job.store_key.clone(),
+            init_blake3: job.init_blake3.clone(),
             status: self.status,
             reason: Some(self.reason),
             steps: self.steps,

@@ -5,19 +5,23 @@ use super::{
     density::{log10_histogram, share_above},
     latents::LatentCounts,
     reconstruction::ReconstructionSums,
+    recovery::recovery,
 };
 use crate::{
     kernels::{Pool, Shape, Workspace},
     model::{Model, ModelError},
     sae::Sae,
-    store::{Store, StoreError},
-    trial::TrialConfig,
+    store::{EvalView, SourceIdentity, Store, StoreError},
+    trial::EvalConfig,
 };
 use std::{collections::BTreeMap, path::Path};
 
 /// Sequences of a batch, as far as metrics depend on batches: SAELens' default (`store_batch_size_prompts`).
 /// How much is in memory at once is another matter, so that no metric depends on it.
 pub const BATCH_SEQUENCES: usize = 32;
+
+/// The same for rows that belong to no sequence: as many as that many sequences of usual length hold.
+pub const BATCH_ROWS: usize = 4096;
 
 /// Tokens whose latents and reconstructions are in memory at once.
 const TOKENS_AT_ONCE: usize = 1024;
@@ -44,6 +48,9 @@ pub enum EvalError {
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The store needs a model.
+    #[error("the activations are a language model's, and no model was given")]
+    NoModel,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -60,26 +67,34 @@ pub enum EvalError {
     },
 }
 
-/// Evaluates `sae` on the held-out part of `store`, running the model at `model_path` from the hook on.
+/// Evaluates `sae` on the held-out part of `store`. Where its rows are a language model's, that model at
+/// `model_path` is run from the hook on; where true features are known, the SAE is held against them.
 ///
 /// # Errors
 /// When the model, the store or the SAE cannot be used, or their widths differ.
 pub fn evaluate(
-    model_path: &Path,
+    model_path: Option<&Path>,
     store: &Store,
     sae: &Sae,
-    cfg: &TrialConfig,
+    settings: &EvalConfig,
     pool: &Pool,
 ) -> Result<Evaluation, EvalError> {
     if sae.d_in != store.width() {
         return Err(EvalError::Width { sae: sae.d_in, store: store.width() });
     }
-    let model = Model::load(model_path)?;
-    let hook = model.config().hook(&cfg.model.hook)?;
+    let model = match &store.header().identity.source {
+        SourceIdentity::Model(identity) => {
+            let model = Model::load(model_path.ok_or(EvalError::NoModel)?)?;
+            let hook = model.config().hook(&identity.hook)?;
+            Some((model, hook))
+        }
+        SourceIdentity::Toy { .. } | SourceIdentity::Files { .. } => None,
+    };
     let held_out = store.eval()?;
-    let (context, width) = (held_out.context_size, held_out.width);
-    let n_sequences = held_out.tokens.len() / context;
-    let at_once = sequences_at_once(context, model.config().vocab_size).min(n_sequences).max(1);
+    let (context, width, n_sequences) = (held_out.context_size, held_out.width, held_out.sequences);
+    let vocab_size = model.as_ref().map_or(1, |(model, _)| model.config().vocab_size);
+    let batch_sequences = batch_sequences(&held_out);
+    let at_once = sequences_at_once(context, vocab_size).min(batch_sequences).min(n_sequences).max(1);
 
     let mut workspace =
         Workspace::new(Shape { d_in: width, d_sae: sae.cfg.d_sae, batch: at_once * context }, pool);
@@ -87,11 +102,12 @@ pub fn evaluate(
     let mut behaviour = BehaviourSums::default();
     let mut latents = LatentCounts::new(sae);
     let mut x_hat = vec![0.0_f32; at_once * context * width];
-    for batch_first in (0..n_sequences).step_by(BATCH_SEQUENCES) {
-        let batch_end = (batch_first + BATCH_SEQUENCES).min(n_sequences);
-        let keep: Vec<bool> = held_out.tokens[batch_first * context..batch_end * context]
-            .iter()
-            .map(|token| !(cfg.eval.exclude_special_tokens && held_out.special_ids.contains(token)))
+    for batch_first in (0..n_sequences).step_by(batch_sequences) {
+        let batch_end = (batch_first + batch_sequences).min(n_sequences);
+        let is_special =
+            |row: usize| held_out.tokens.get(row).is_some_and(|token| held_out.special_ids.contains(token));
+        let keep: Vec<bool> = (batch_first * context..batch_end * context)
+            .map(|row| !(settings.exclude_special_tokens && is_special(row)))
             .collect();
         let acts_of = |from: usize, to: usize| &held_out.acts[from * context * width..to * context * width];
         let mut batch = reconstruction.batch(batch_end - batch_first, acts_of(batch_first, batch_end), &keep);
@@ -103,7 +119,9 @@ pub fn evaluate(
             let acts = sae.reconstruct(pool, &mut workspace, x, x_hat);
             let (l0, l1) = latents.add(&acts, keep);
             batch.add(x, x_hat, keep, &l0, &l1);
-            behaviour.add_sequences(&model, &hook, &held_out, first, x_hat, keep)?;
+            if let Some((model, hook)) = &model {
+                behaviour.add_sequences(model, hook, &held_out, first, x_hat, keep)?;
+            }
         }
         batch.finish();
     }
@@ -111,15 +129,25 @@ pub fn evaluate(
     let fires = latents.fires;
     let tokens = reconstruction.tokens();
     let mut metrics = reconstruction.metrics();
-    metrics.append(&mut behaviour.metrics());
+    if model.is_some() {
+        metrics.append(&mut behaviour.metrics());
+    }
+    if let Some(truth) = store.truth()? {
+        metrics.append(&mut recovery(&truth, &sae.params.w_dec, &fires, pool));
+    }
     metrics.insert("dense_share".to_owned(), share_above(&fires, tokens, DENSE_FREQUENCY));
     Ok(Evaluation { metrics, log10_density: log10_histogram(&fires, tokens) })
 }
 
-/// Sequences that go through SAE and model together.
+/// Sequences of a batch. Rows that belong to no sequence come in batches of [`BATCH_ROWS`].
+fn batch_sequences(held_out: &EvalView<'_>) -> usize {
+    if held_out.tokens.is_empty() { BATCH_ROWS } else { BATCH_SEQUENCES }
+}
+
+/// Sequences that go through SAE and model together; more than a batch never do.
 fn sequences_at_once(context: usize, vocab_size: usize) -> usize {
     let tokens = TOKENS_AT_ONCE.min(LOGITS_AT_ONCE / vocab_size.max(1));
-    (tokens / context).clamp(1, BATCH_SEQUENCES)
+    (tokens / context).max(1)
 }
 
 #[cfg(test)]
@@ -129,7 +157,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_never_less_than_a_sequence() {
-        assert_eq!(sequences_at_once(16, 96), BATCH_SEQUENCES);
+        assert_eq!(sequences_at_once(16, 96), 64);
         assert_eq!(sequences_at_once(128, 50257), 8);
         assert_eq!(sequences_at_once(128, 151_936), 3);
         assert_eq!(sequences_at_once(4096, 151_936), 1);

@@ -10,7 +10,9 @@ mod density;
 mod evaluate;
 mod latents;
 mod reconstruction;
+mod recovery;
 
 pub use density::{DENSITY_BINS, log10_histogram, share_above};
-pub use evaluate::{BATCH_SEQUENCES, EvalError, Evaluation, evaluate};
+pub use evaluate::{BATCH_ROWS, BATCH_SEQUENCES, EvalError, Evaluation, evaluate};
 pub use reconstruction::{BatchSums, ReconstructionSums};
+pub use recovery::recovery;

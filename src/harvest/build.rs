@@ -1,14 +1,17 @@
 //! Building a store, or finding it built.
 
 use super::{
-    ContentHashes, HarvestError, forward::Forward, held_out::held_out_part, identity::store_identity_cached,
+    ContentHashes, HarvestError,
+    forward::Forward,
+    held_out::held_out_part,
+    identity::{model_and_data, store_identity_cached},
     tokens::Tokenise,
 };
 use crate::{
     data::{self, Encode, Packed},
     model::Model,
     store::{Store, StoreError, StoreLabel, StoreWriter, WriterStart},
-    trial::TrialConfig,
+    trial::{DataConfig, TrialConfig},
 };
 use std::{
     ops::ControlFlow,
@@ -56,7 +59,8 @@ pub fn ensure_store(
     cfg: &TrialConfig,
     progress: &mut dyn FnMut(HarvestProgress) -> ControlFlow<()>,
 ) -> Result<(String, PathBuf), HarvestError> {
-    let mut watch = Watch { progress };
+    let mut watch = Watch::new(progress);
+    let (model_cfg, data_cfg) = model_and_data(cfg)?;
     watch.tell(HarvestPhase::Hashing, 0, 0)?;
     let identity = store_identity_cached(&mut ContentHashes::open(stores), model_path, data_files, cfg)?;
     let key = identity.key();
@@ -71,23 +75,23 @@ pub fn ensure_store(
 
     // What only needs the configuration is found out before the weights are read.
     let header = Model::header(model_path)?;
-    let hook = header.hook(&cfg.model.hook)?;
-    let context_size = cfg.data.context_size;
+    let hook = header.hook(&model_cfg.hook)?;
+    let context_size = data_cfg.context_size;
     if context_size > header.n_ctx {
-        let model = cfg.model.name.clone();
+        let model = model_cfg.name.clone();
         return Err(HarvestError::ContextTooLong { context_size, model, n_ctx: header.n_ctx });
     }
     watch.tell(HarvestPhase::Loading, 0, 0)?;
     let model = Model::load(model_path)?;
-    let packed = pack(&model, data_files, cfg, &mut watch)?;
+    let packed = pack(&model, data_files, data_cfg, cfg.store.tokens, &mut watch)?;
     let rows = packed.train.len() as u64;
     check_rows(rows, cfg)?;
 
     let forward = Forward { model: &model, hook, width: header.hook_width(&hook), context_size };
     let label = StoreLabel {
-        model: cfg.model.name.clone(),
-        hook: cfg.model.hook.clone(),
-        dataset: cfg.data.dataset.clone(),
+        model: model_cfg.name.clone(),
+        hook: model_cfg.hook.clone(),
+        dataset: data_cfg.dataset.clone(),
     };
     let mut writer = match StoreWriter::create(stores, &identity, &label, forward.width, packed.n_train())? {
         WriterStart::AlreadyWhole(folder) => return Ok((key, folder)),
@@ -116,7 +120,11 @@ pub(crate) struct Watch<'a> {
     progress: &'a mut dyn FnMut(HarvestProgress) -> ControlFlow<()>,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    pub(crate) fn new(progress: &'a mut dyn FnMut(HarvestProgress) -> ControlFlow<()>) -> Self {
+        Self { progress }
+    }
+
     /// Tells the caller how far it is.
     pub(crate) fn tell(
         &mut self,
@@ -134,22 +142,22 @@ impl Watch<'_> {
 fn pack(
     model: &Model,
     data_files: &[PathBuf],
-    cfg: &TrialConfig,
+    data_cfg: &DataConfig,
+    rows: u64,
     watch: &mut Watch<'_>,
 ) -> Result<Packed, HarvestError> {
-    let wanted =
-        usize::try_from(cfg.store.tokens.div_ceil(cfg.data.context_size.max(1) as u64)).unwrap_or(usize::MAX);
-    let rows_wanted = cfg.store.tokens.saturating_add(cfg.data.eval_max_tokens as u64);
+    let wanted = usize::try_from(rows.div_ceil(data_cfg.context_size.max(1) as u64)).unwrap_or(usize::MAX);
+    let rows_wanted = rows.saturating_add(data_cfg.eval_max_tokens as u64);
     let tokenise = model.tokenizer().map(|tokenizer| Tokenise::new(tokenizer, watch, rows_wanted));
     let encode = tokenise.as_ref().map(|tokenise| tokenise as &dyn Encode);
-    let packed = data::pack(data_files, &cfg.data, wanted, encode, model.config().vocab_size);
+    let packed = data::pack(data_files, data_cfg, wanted, encode, model.config().vocab_size);
     if tokenise.is_some_and(|tokenise| tokenise.interrupted.get()) {
         return Err(HarvestError::Interrupted);
     }
     Ok(packed?)
 }
 
-fn check_rows(rows: u64, cfg: &TrialConfig) -> Result<(), HarvestError> {
+pub(crate) fn check_rows(rows: u64, cfg: &TrialConfig) -> Result<(), HarvestError> {
     let batch_size = cfg.train.batch_size;
     if rows < batch_size as u64 { Err(HarvestError::TooFewRows { rows, batch_size }) } else { Ok(()) }
 }

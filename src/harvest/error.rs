@@ -1,6 +1,6 @@
 //! Why there is no store.
 
-use crate::{data::DataError, model::ModelError, store::StoreError};
+use crate::{data::DataError, model::ModelError, source::SourceError, store::StoreError};
 use thiserror::Error;
 
 /// What can stop a store from being built.
@@ -15,6 +15,15 @@ pub enum HarvestError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Rows that need no model.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A model's store was asked for where there is none, or the reverse.
+    #[error("activations.source is \"{0}\", which takes no language model")]
+    TakesNoModel(&'static str),
+    /// See [`Self::TakesNoModel`].
+    #[error("activations.source is \"model\", which needs a language model and data")]
+    NeedsModel,
     /// A tensor operation.
     #[error("a tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),

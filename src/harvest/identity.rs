@@ -3,8 +3,8 @@
 use crate::{
     harvest::HarvestError,
     model,
-    store::{self, StoreError, StoreIdentity},
-    trial::TrialConfig,
+    store::{self, ModelIdentity, SourceIdentity, StoreError, StoreIdentity},
+    trial::{DataConfig, ModelConfig, TrialConfig},
 };
 use std::{
     collections::BTreeMap,
@@ -36,23 +36,32 @@ pub fn store_identity_cached(
     data_files: &[PathBuf],
     cfg: &TrialConfig,
 ) -> Result<StoreIdentity, HarvestError> {
+    let (model, data) = model_and_data(cfg)?;
+    let source = ModelIdentity {
+        model_hash: hashes.of(&model::model_files(model_path)?)?,
+        hook: model.hook.clone(),
+        data_hash: hashes.of(data_files)?,
+        column: data.column.clone(),
+        context_size: data.context_size,
+        prepend_bos: data.prepend_bos,
+        separator: data.sequence_separator_token,
+        disable_concat: data.disable_concat_sequences,
+        eval_fraction: data.eval_fraction,
+        eval_max_tokens: data.eval_max_tokens,
+    };
     Ok(StoreIdentity {
         format_version: store::FORMAT_VERSION,
-        model_hash: hashes.of(&model::model_files(model_path)?)?,
-        hook: cfg.model.hook.clone(),
-        data_hash: hashes.of(data_files)?,
-        column: cfg.data.column.clone(),
-        context_size: cfg.data.context_size,
-        prepend_bos: cfg.data.prepend_bos,
-        separator: cfg.data.sequence_separator_token,
-        disable_concat: cfg.data.disable_concat_sequences,
-        eval_fraction: cfg.data.eval_fraction,
-        eval_max_tokens: cfg.data.eval_max_tokens,
+        source: SourceIdentity::Model(source),
         tokens: cfg.store.tokens,
         dtype: cfg.store.dtype,
         shuffle_buffer_rows: cfg.store.shuffle_buffer_rows,
         shuffle_seed: cfg.store.shuffle_seed,
     })
+}
+
+/// Model and data of a trial that has them.
+pub(crate) fn model_and_data(cfg: &TrialConfig) -> Result<(&ModelConfig, &DataConfig), HarvestError> {
+    cfg.source.model().ok_or_else(|| HarvestError::TakesNoModel(cfg.source.name()))
 }
 
 /// Hashes of files that were read before, so that a model of gigabytes is not read through at every start.

@@ -85,7 +85,7 @@ pub fn adam(
 }
 
 /// Total L2 norm, squares summed in double precision over whole rows.
-fn norm_of_gradients(pool: &Pool, grads: &Params) -> f64 {
+pub(super) fn norm_of_gradients(pool: &Pool, grads: &Params) -> f64 {
     let (d_in, d_sae) = (grads.d_in(), grads.d_sae());
     let mut squares = vec![0.0; d_sae.div_ceil(TILE)];
     let shared = Disjoint::new(&mut squares);

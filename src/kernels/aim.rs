@@ -63,6 +63,7 @@ mod tests {
             let topk = TopKStep {
                 k: 7,
                 aux_loss_coefficient: 0.0,
+                normalize_aux_loss: false,
                 rescale_acts_by_decoder_norm: true,
                 apply_b_dec_to_input: false,
             };

@@ -4,6 +4,7 @@
 //! errors of all levels it belongs to, that is, by the sum of their gradients: those sums are taken once, from
 //! the last level down, and each level's own latents are one pull.
 
+use super::aux_weight::aux_weight;
 use super::batch_topk::BatchTopKStep;
 use super::decode::{Begin, DecodeOut, DecodePass};
 use super::lists::{Lists, TILE};
@@ -33,10 +34,10 @@ pub(super) struct Levels {
     pulls: Vec<Pull<'static>>,
 }
 
-/// An auxiliary loss: on which level's residual, and its weight.
+/// An auxiliary loss: on which level's residual, and of how many dead latents.
 struct Aux {
     level: usize,
-    weight: f64,
+    n_dead: usize,
 }
 
 /// Losses of one batch and their gradients, as [`super::reference::matryoshka_step`] defines them;
@@ -85,8 +86,7 @@ pub fn matryoshka_step(
         let n_dead = flags.iter().filter(|&&is_dead| is_dead).count();
         let k_aux = if step.aux_loss_coefficient == 0.0 { 0 } else { (d_in / 2).min(n_dead) };
         if k_aux > 0 {
-            let share = (n_dead as f64 / (d_in / 2) as f64).min(1.0);
-            aux.push(Aux { level, weight: step.aux_loss_coefficient * share });
+            aux.push(Aux { level, n_dead });
             sets.push((k_aux, flags.as_slice()));
         }
     }
@@ -129,17 +129,18 @@ pub fn matryoshka_step(
         pass.run(pool, &mut ws.decode_space, out);
         levels.losses.push(scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>());
         for (nth_aux, aux) in aux.iter().enumerate().filter(|(_, aux)| aux.level == nth) {
+            let weight = aux_weight(&step.as_topk(0), aux.n_dead, d_in, x, to);
             ws.aux_losses.clear();
             ws.aux_losses.resize(n_tokens, [0.0; 2]);
             let pass = DecodePass {
                 lists: &ws.aux[nth_aux].lists,
                 begin: Begin::From(to),
-                g_scale: (2.0 * aux.weight * scale) as f32,
+                g_scale: (2.0 * weight * scale) as f32,
                 ..pass
             };
             let (reconstruction, g) = (&mut ws.aux_sum, &mut levels.aux_g[nth_aux]);
             pass.run(pool, &mut ws.decode_space, DecodeOut { reconstruction, g, losses: &mut ws.aux_losses });
-            sparsity += aux.weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
+            sparsity += weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
         }
     }
 
@@ -246,11 +247,18 @@ mod tests {
             let step = BatchTopKStep {
                 k,
                 aux_loss_coefficient: 0.5,
+                normalize_aux_loss: false,
                 rescale_acts_by_decoder_norm: seed.is_multiple_of(2),
                 apply_b_dec_to_input: seed.is_multiple_of(3),
             };
             let dead = (0..d_sae).map(|_| numbers.next() % 8 < share_dead).collect();
             Self { step, widths, aux_by_level, dead }
+        }
+
+        /// Of problems without a shift: that drives the errors of all tokens the same way, and what is left of their
+        /// variance would be rounding.
+        fn normalized(self) -> Self {
+            Self { step: BatchTopKStep { normalize_aux_loss: true, ..self.step }, ..self }
         }
 
         fn run(&self, problem: &Problem, threads: usize, isa: Isa) -> (StepLosses, Params, Workspace) {
@@ -304,7 +312,8 @@ mod tests {
                 let seed = (seed + nth) as u64;
                 let problem = Problem::new(d_in, d_sae, batch, shift, seed);
                 for aux_by_level in [false, true] {
-                    Setting::new(d_sae, k, n_widths, aux_by_level, share_dead, seed).check(&problem);
+                    let setting = Setting::new(d_sae, k, n_widths, aux_by_level, share_dead, seed);
+                    if shift == 0.0 { setting.normalized() } else { setting }.check(&problem);
                 }
             }
         }
@@ -320,6 +329,8 @@ mod tests {
         ) {
             let problem = Problem::new(d_in, d_sae, batch, shift as f32, seed).with_exact_norms(seed);
             Setting::new(d_sae, k, n_widths, aux_by_level, share_dead, seed).check(&problem);
+            let problem = Problem::new(d_in, d_sae, batch, 0.0, seed).with_exact_norms(seed);
+            Setting::new(d_sae, k, n_widths, aux_by_level, share_dead, seed).normalized().check(&problem);
         }
     }
 

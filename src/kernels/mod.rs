@@ -16,6 +16,7 @@ pub mod reference;
 
 mod adam;
 mod aim;
+mod aux_weight;
 mod batch_topk;
 mod gated;
 mod infer;
@@ -23,6 +24,7 @@ mod jumprelu;
 mod matryoshka;
 mod standard;
 mod topk;
+mod unit_rows;
 
 // The parts of a step.
 mod gather;
@@ -73,4 +75,5 @@ pub use params::{Params, Shape};
 pub use pool::Pool;
 pub use standard::{StandardStep, standard_step};
 pub use topk::{TopKStep, abs_topk_step, topk_step};
+pub use unit_rows::{remove_parallel, set_unit_rows};
 pub use workspace::{StepLosses, Workspace};

@@ -83,6 +83,17 @@ impl<T: Copy + Default> Params<T> {
         ]
     }
 
+    /// Sets all that belongs to one latent to 0.
+    pub fn clear_latent(&mut self, latent: usize) {
+        let d_in = self.d_in();
+        for rows in [&mut self.w_enc, &mut self.w_dec] {
+            rows[latent * d_in..][..d_in].fill(T::default());
+        }
+        for array in [&mut self.b_enc, &mut self.threshold, &mut self.r_mag, &mut self.b_mag] {
+            array.get_mut(latent).into_iter().for_each(|value| *value = T::default());
+        }
+    }
+
     /// Panics unless the arrays have the lengths of one SAE with these sizes.
     pub(crate) fn check(&self, d_in: usize, d_sae: usize) {
         assert_eq!(self.b_dec.len(), d_in, "b_dec has one value per input");

@@ -137,6 +137,19 @@ pub fn clip_and_adam(
     norm
 }
 
+/// Takes from each decoder row's gradient the part along the row, and returns the total norm of what is left
+/// (Bricken et al. 2023, appendix "Advice for Training Sparse Autoencoders").
+pub fn remove_parallel(params: &Params<f64>, grads: &mut Params<f64>) -> f64 {
+    let d_in = params.d_in();
+    for (g, w) in grads.w_dec.chunks_exact_mut(d_in).zip(params.w_dec.chunks_exact(d_in)) {
+        let (along, square) = (dot(g, w), dot(w, w));
+        if square > 0.0 {
+            g.iter_mut().zip(w).for_each(|(g, w)| *g -= along / square * w);
+        }
+    }
+    grads.arrays().iter().flat_map(|array| array.iter()).map(|g| g * g).sum::<f64>().sqrt()
+}
+
 /// `x - a b_dec`, (B, D).
 pub fn encoder_input(params: &Params<f64>, apply_b_dec_to_input: bool, x: &[f64]) -> Vec<f64> {
     let a = f64::from(u8::from(apply_b_dec_to_input));
@@ -334,6 +347,7 @@ mod tests {
                 let step = TopKStep {
                     k: 3,
                     aux_loss_coefficient: 0.8,
+                    normalize_aux_loss: false,
                     rescale_acts_by_decoder_norm,
                     apply_b_dec_to_input,
                 };
@@ -352,14 +366,25 @@ mod tests {
         let problem = Problem::new(6, 9, 4, 0.3, 5);
         let (params, x) = (problem.params.to_f64(), problem.x64());
         let dead = [true, false, true, true, false, false, true, true, false];
-        for rescale_acts_by_decoder_norm in [false, true] {
+        for (rescale_acts_by_decoder_norm, normalize_aux_loss) in
+            [(false, false), (true, false), (false, true), (true, true)]
+        {
             let step = TopKStep {
                 k: 2,
                 aux_loss_coefficient: 0.8,
+                normalize_aux_loss,
                 rescale_acts_by_decoder_norm,
                 apply_b_dec_to_input: true,
             };
             let fixed = topk_step(&params, &step, &dead, &x).reconstruction;
+            let weight = if normalize_aux_loss {
+                let error = |b: usize, d: usize| x[b * 6 + d] - fixed[b * 6 + d];
+                let mean = |d: usize| (0..4).map(|b| error(b, d)).sum::<f64>() / 4.0;
+                let around = |d: usize| (0..4).map(|b| (error(b, d) - mean(d)).powi(2)).sum::<f64>() / 4.0;
+                0.8 / (0..6).map(around).sum::<f64>()
+            } else {
+                0.8
+            };
             check(&format!("{step:?}"), &params, &|params| {
                 let whole = topk_step(params, &step, &dead, &x);
                 // k' = min(6 / 2, 5), scale = min(5 / 3, 1)
@@ -377,7 +402,7 @@ mod tests {
                         aux += (made - (x[b * 6 + d] - fixed[b * 6 + d])).powi(2);
                     }
                 }
-                (whole.losses.mse + 0.8 * aux / 4.0, whole.grads)
+                (whole.losses.mse + weight * aux / 4.0, whole.grads)
             });
         }
     }

@@ -1,5 +1,6 @@
 //! The TopK SAE's training step, with the auxiliary loss on dead latents.
 
+use super::aux_weight::aux_weight;
 use super::decode::{Begin, DecodeOut, DecodePass};
 use super::gather::Gather;
 use super::lists::TILE;
@@ -18,6 +19,9 @@ pub struct TopKStep {
     pub k: usize,
     /// Weight of the auxiliary loss on dead latents.
     pub aux_loss_coefficient: f64,
+    /// Whether that loss is divided by the variance of the error it makes up for (Gao et al. 2024); otherwise it
+    /// grows with the number of dead latents, as SAELens has it.
+    pub normalize_aux_loss: bool,
     /// Whether the k largest are chosen by `pre * |W_dec,i|`.
     pub rescale_acts_by_decoder_norm: bool,
     /// Whether `b_dec` is subtracted from the input before the encoder.
@@ -111,7 +115,10 @@ pub(super) fn largest_step(
     pass.run(pool, &mut ws.decode_space, out);
 
     // The auxiliary reconstruction starts from what the main one left: its error is z W_dec - (x - xhat).
-    let weight = step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2).max(1) as f64).min(1.0);
+    let weight = match k_aux {
+        0 => 0.0,
+        _ => aux_weight(step, n_dead, d_in, pass.target, &ws.reconstruction[..x.len()]),
+    };
     ws.aux_losses.clear();
     ws.aux_g.resize(if k_aux > 0 { x.len() } else { 0 });
     if k_aux > 0 {
@@ -329,6 +336,7 @@ mod tests {
                     let step = TopKStep {
                         k,
                         aux_loss_coefficient: 0.5,
+                        normalize_aux_loss: k == 8,
                         rescale_acts_by_decoder_norm,
                         apply_b_dec_to_input: k != 3,
                     };
@@ -346,6 +354,7 @@ mod tests {
             let step = TopKStep {
                 k,
                 aux_loss_coefficient,
+                normalize_aux_loss: aux_loss_coefficient < 1.0,
                 rescale_acts_by_decoder_norm: true,
                 apply_b_dec_to_input: false,
             };
@@ -370,6 +379,7 @@ mod tests {
             let step = TopKStep {
                 k,
                 aux_loss_coefficient,
+                normalize_aux_loss: seed.is_multiple_of(2),
                 rescale_acts_by_decoder_norm: false,
                 apply_b_dec_to_input,
             };
@@ -382,6 +392,7 @@ mod tests {
         let step = TopKStep {
             k: 3,
             aux_loss_coefficient: 0.5,
+            normalize_aux_loss: false,
             rescale_acts_by_decoder_norm: false,
             apply_b_dec_to_input: false,
         };

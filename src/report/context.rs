@@ -53,6 +53,7 @@ pub(super) fn context(run: &RunData, tables: &Tables) -> Result<(Value, Figures)
         notes => run.notes.clone(),
         outcomes => sections::outcomes(run),
         axes => sections::axis_lines(run, &tables.effects),
+        truth => sections::truth(run),
         stores => sections::stores(run),
         host => context! {
             cpu => run.host.cpu.clone(),

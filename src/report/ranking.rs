@@ -7,7 +7,8 @@ use super::{
     text::{self, TextTable},
 };
 use crate::table::{
-    AxisEffect, Frontier, RunData, SettingGroup, Spread, Tables, TrialRow, best_trials, ranked_groups, spread,
+    AxisEffect, FRONTIER_METRICS, Frontier, RunData, SettingGroup, Spread, Tables, TrialRow, best_trials,
+    ranked_groups, spread,
 };
 use minijinja::{Value, context};
 
@@ -20,10 +21,11 @@ pub(super) fn best(run: &RunData) -> Option<Value> {
     let ranked = ranked_groups(run);
     let best_trial = *ranked_trials(run).first()?;
     let repeats = run.repeat_keys().next().is_some();
-    let others: Vec<&str> = ["l0", "ce_loss_score", "explained_variance", "dead_share"]
-        .into_iter()
-        .filter(|name| *name != objective && ranked.iter().any(|group| has(group, name)))
-        .collect();
+    let others: Vec<&str> =
+        ["l0", "ce_loss_score", "explained_variance", "recovered_share", "mmcs", "dead_share"]
+            .into_iter()
+            .filter(|name| *name != objective && ranked.iter().any(|group| has(group, name)))
+            .collect();
     let mut table =
         TextTable::default().right("rank").left(if repeats { "best of its trials" } else { "trial" });
     if repeats {
@@ -137,6 +139,7 @@ pub(super) fn sparsity_mix(run: &RunData) -> Option<Value> {
 
 /// The trials on any frontier, by rising L0.
 pub(super) fn frontier_table(run: &RunData, frontiers: &[Frontier]) -> Value {
+    let frontiers: Vec<&Frontier> = frontiers.iter().filter(|frontier| !frontier.points.is_empty()).collect();
     let mut rows: Vec<(f64, usize)> = frontiers
         .iter()
         .flat_map(|frontier| frontier.points.iter().map(|point| (point.l0, point.row)))
@@ -144,7 +147,7 @@ pub(super) fn frontier_table(run: &RunData, frontiers: &[Frontier]) -> Value {
     rows.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     rows.dedup();
     let mut table = TextTable::default().left("trial").right("L0");
-    for frontier in frontiers {
+    for frontier in &frontiers {
         table = table.right(text::metric_title(frontier.metric));
     }
     table = table.right(text::metric_title("dead_share"));
@@ -155,7 +158,7 @@ pub(super) fn frontier_table(run: &RunData, frontiers: &[Frontier]) -> Value {
         let row = rows[place].1;
         let trial = &run.trials[row];
         let mut cells = vec![text::code(&trial.id.0), text::metric_or_dash("l0", trial.metric("l0"))];
-        for frontier in frontiers {
+        for frontier in &frontiers {
             let value = text::metric_or_dash(frontier.metric, trial.metric(frontier.metric));
             // Bold where the trial is on this metric's frontier.
             let on_it = frontier.points.iter().any(|point| point.row == row);
@@ -168,11 +171,7 @@ pub(super) fn frontier_table(run: &RunData, frontiers: &[Frontier]) -> Value {
     context! {
         total => rows.len(),
         shown => rows.len().min(MAX_FRONTIER_ROWS),
-        reference => frontiers
-            .iter()
-            .find(|frontier| !frontier.points.is_empty())
-            .or(frontiers.first())
-            .map(|frontier| text::metric_title(frontier.metric)),
+        reference => text::metric_title(frontiers.first().map_or(FRONTIER_METRICS[0], |first| first.metric)),
         table => (!table.is_empty()).then(|| table.to_value()),
     }
 }

@@ -37,8 +37,8 @@ fn trim_zeros(number: &str) -> &str {
 /// A metric's value as tables show it: shares in percent, scores with four decimals.
 pub(super) fn metric_value(name: &str, value: f64) -> String {
     match name {
-        "dead_share" | "dense_share" => format!("{} %", trim_tenths(100.0 * value)),
-        "l0" => match value.abs() {
+        "dead_share" | "dense_share" | "recovered_share" => format!("{} %", trim_tenths(100.0 * value)),
+        "l0" | "true_l0" => match value.abs() {
             100.0.. => format!("{value:.0}"),
             10.0.. => format!("{value:.1}"),
             _ => format!("{value:.2}"),
@@ -61,13 +61,15 @@ fn is_score(name: &str) -> bool {
             | "cossim"
             | "kl_div_score"
             | "l2_ratio"
+            | "mmcs"
+            | "uniqueness"
     )
 }
 
 /// A difference or deviation of a metric: two digits, or as many as the metric itself shows.
 pub(super) fn metric_difference(name: &str, value: f64) -> String {
     match name {
-        "dead_share" | "dense_share" => metric_value(name, value),
+        "dead_share" | "dense_share" | "recovered_share" => metric_value(name, value),
         _ if is_score(name) => format!("{value:.4}"),
         _ => significant(value, 2),
     }

@@ -3,7 +3,12 @@
 //!
 //! The encoder lies there as (D, F); everything else is as in memory. Equal SAEs give equal bytes.
 
-use super::{config_json, folder, inference::Sae};
+use super::{
+    config_json,
+    config_read::{self, ConfigProblem, Origin, ReadConfig},
+    folder,
+    inference::Sae,
+};
 use crate::{
     kernels::Params,
     trial::{Architecture, SaeConfig},
@@ -41,7 +46,7 @@ pub enum SaeError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        problem: config_json::ConfigProblem,
+        problem: ConfigProblem,
     },
     /// A tensor file is damaged.
     #[error("{path}: {source}", path = path.display())]
@@ -118,9 +123,13 @@ pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) ->
             write_tensors(&folder.join(SPARSITY_FILE), [("sparsity", view)])?;
         }
         let path = folder.join(CONFIG_FILE);
-        fs::write(&path, config_json::write(&sae.cfg, d, info))
-            .map_err(|source| SaeError::Io { path, source })
+        fs::write(&path, config_json::write(sae, info)).map_err(|source| SaeError::Io { path, source })
     };
+    replace(dir, write)
+}
+
+/// Replaces the folder `dir` as a whole by what `write` puts into the new folder it is given.
+pub(super) fn replace(dir: &Path, write: impl FnOnce(&Path) -> Result<(), SaeError>) -> Result<(), SaeError> {
     folder::replace(dir, write).map_err(|err| match err {
         SaeError::Io { path, source } if path.as_os_str().is_empty() => {
             SaeError::Io { path: dir.to_owned(), source }
@@ -129,11 +138,17 @@ pub fn save(dir: &Path, sae: &Sae, sparsity: Option<&[f32]>, info: &SaveInfo) ->
     })
 }
 
-/// Reads an SAE of the architectures that can be trained here, written by [`save`] or by SAELens 6.
+/// Reads an SAE that [`save`] or SAELens wrote, of any architecture but those that only training has.
 pub fn load(dir: &Path) -> Result<Sae, SaeError> {
+    load_with_origin(dir).map(|(sae, _)| sae)
+}
+
+/// As [`load`], with where the SAE says it was trained.
+pub fn load_with_origin(dir: &Path) -> Result<(Sae, Origin), SaeError> {
     let path = dir.join(CONFIG_FILE);
     let text = fs::read_to_string(&path).map_err(|source| SaeError::Io { path: path.clone(), source })?;
-    let (cfg, d_in) = config_json::read(&text).map_err(|problem| SaeError::Config { path, problem })?;
+    let ReadConfig { cfg, d_in, is_old, origin } =
+        config_read::read(&text).map_err(|problem| SaeError::Config { path, problem })?;
     let (f, d) = (cfg.d_sae, d_in);
 
     let file = TensorFile::read(dir.join(WEIGHTS_FILE))?;
@@ -143,7 +158,12 @@ pub fn load(dir: &Path) -> Result<Sae, SaeError> {
         Architecture::Gated { .. } => &["b_mag", "r_mag"],
         _ => &[],
     };
-    let expected = [&["W_dec", "W_enc", "b_dec", bias], own].concat();
+    let mut expected = [&["W_dec", "W_enc", "b_dec", bias], own].concat();
+    if is_old && file.is_one("scaling_factor")? {
+        // A factor that never came to be used.
+        expected.push("scaling_factor");
+    }
+    expected.sort_unstable();
     let tensors = file.tensors(&expected)?;
     let get = |name: &str, shape: &[usize]| file.floats(&tensors, name, shape);
     let own_of_latents = |name| if own.contains(&name) { get(name, &[f]) } else { Ok(Vec::new()) };
@@ -156,7 +176,17 @@ pub fn load(dir: &Path) -> Result<Sae, SaeError> {
         r_mag: own_of_latents("r_mag")?,
         b_mag: own_of_latents("b_mag")?,
     };
-    Ok(Sae { cfg, d_in, params })
+    Ok((Sae { cfg, d_in, params }, origin))
+}
+
+/// BLAKE3 of an SAE folder's weights, 64 hexadecimal digits.
+pub fn weights_blake3(dir: &Path) -> Result<String, SaeError> {
+    let path = dir.join(WEIGHTS_FILE);
+    let mut hasher = blake3::Hasher::new();
+    match hasher.update_mmap(&path) {
+        Ok(hasher) => Ok(hasher.finalize().to_hex().to_string()),
+        Err(source) => Err(SaeError::Io { path, source }),
+    }
 }
 
 /// What SAELens calls the encoder's bias.
@@ -176,7 +206,7 @@ pub fn load_sparsity(dir: &Path, d_sae: usize) -> Result<Option<Vec<f32>>, SaeEr
 }
 
 /// The transpose of `matrix` (rows, cols), in blocks that stay in cache.
-fn transposed(matrix: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+pub(super) fn transposed(matrix: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     const BLOCK: usize = 32;
     let mut out = vec![0.0; matrix.len()];
     for row_start in (0..rows).step_by(BLOCK) {
@@ -248,6 +278,14 @@ impl TensorFile {
             return Err(SaeError::Tensors { path: self.path.clone(), found, expected: expected.to_vec() });
         }
         Ok(tensors)
+    }
+
+    /// Whether a tensor is there and holds nothing but ones.
+    fn is_one(&self, name: &str) -> Result<bool, SaeError> {
+        let tensors = SafeTensors::deserialize(&self.bytes)
+            .map_err(|source| SaeError::Safetensors { path: self.path.clone(), source })?;
+        let values = tensors.tensor(name).ok().and_then(|tensor| floats(&tensor));
+        Ok(values.is_some_and(|values| values.iter().all(|value| *value == 1.0)))
     }
 
     fn floats(&self, tensors: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>, SaeError> {

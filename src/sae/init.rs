@@ -67,6 +67,7 @@ mod tests {
             apply_b_dec_to_input: false,
             normalize_activations: NormalizeActivations::None,
             decoder_init_norm,
+            init_from: String::new(),
             architecture: Architecture::Standard { l1_coefficient: 1.0, lp_norm: 1.0, l1_warm_up_steps: 0 },
         }
     }

@@ -44,6 +44,14 @@ impl Whitening {
         }
         Some(Self { mean: mean.to_vec(), matrix, inverse })
     }
+
+    /// The map back: `x = (z - m) M⁻¹` with `m = -mean M`.
+    pub fn inverted(&self) -> Self {
+        let d = self.mean.len();
+        let mean =
+            (0..d).map(|j| -(0..d).map(|i| self.mean[i] * self.matrix[i * d + j]).sum::<f64>()).collect();
+        Self { mean, matrix: self.inverse.clone(), inverse: self.matrix.clone() }
+    }
 }
 
 /// A way to scale activations; see the module's page.

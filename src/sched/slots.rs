@@ -25,7 +25,7 @@ pub struct SlotRequest<'a> {
     pub cores: usize,
     /// Trials to run.
     pub n_trials: usize,
-    /// An architecture among the trials that trains on the CPU only, if there is one.
+    /// What of the trials trains on the CPU only, as the subject of a sentence, if anything.
     pub cpu_only: Option<&'a str>,
 }
 
@@ -55,14 +55,14 @@ pub enum SlotError {
     },
     /// A trial of the sweep cannot be trained on a device that it might get.
     #[error(
-        "`devices.use` names `{}`, but {architecture} trains on the CPU so far; \
-         write `use = [\"cpu\"]`, or put the other architectures into a sweep of their own", kind.as_str()
+        "`devices.use` names `{}`, but {what} trains on the CPU so far; \
+         write `use = [\"cpu\"]`, or put the other trials into a sweep of their own", kind.as_str()
     )]
     CpuOnly {
         /// The kind asked for.
         kind: DeviceKind,
-        /// The architecture.
-        architecture: String,
+        /// What it is about the trial.
+        what: String,
     },
 }
 
@@ -148,13 +148,11 @@ fn gpus(
             return Err(SlotError::Missing { kind, found: found.join(", "), help });
         }
     }
-    if let (Some(architecture), Some(gpu)) = (request.cpu_only, gpus.first()) {
+    if let (Some(what), Some(gpu)) = (request.cpu_only, gpus.first()) {
         if !request.kinds.is_empty() {
-            return Err(SlotError::CpuOnly { kind: gpu.kind, architecture: architecture.to_owned() });
+            return Err(SlotError::CpuOnly { kind: gpu.kind, what: what.to_owned() });
         }
-        notes.push(format!(
-            "trials run on the CPU although there is a GPU: {architecture} trains on the CPU so far"
-        ));
+        notes.push(format!("trials run on the CPU although there is a GPU: {what} trains on the CPU so far"));
         gpus.clear();
     }
     Ok(gpus)

@@ -3,11 +3,13 @@
 //! [`View`] reads a trial's settings with `auto` worked out; [`contradictions`] lists what cannot be. What
 //! needs the language model or the data (a hook that exists, enough text) is checked by those who open them.
 
+mod options;
+
 use super::{
     axes::significant,
     keys,
     keys::{MODE, Used},
-    setting::Setting,
+    setting::{Setting, float_text},
 };
 use std::collections::BTreeMap;
 
@@ -31,6 +33,9 @@ impl<'a> View<'a> {
             "train.n_restart_cycles" if !self.uses(name) => Some(Setting::Int(1)),
             "sae.jumprelu_tanh_scale" if !self.uses(name) => Some(Setting::Float(4.0)),
             "sae.target_l0" if !self.uses(name) => Some(Setting::Float(0.0)),
+            "train.seed" if !self.uses(name) => Some(Setting::Int(42)),
+            "sae.decoder_init_norm" if !self.uses(name) => Some(Setting::Float(0.1)),
+            "sae.jumprelu_init_threshold" if !self.uses(name) => Some(Setting::Float(0.01)),
             "store.tokens" if *written == Setting::Auto => self.0.get("train.tokens").cloned(),
             _ => Some(written.clone()),
         }
@@ -41,9 +46,13 @@ impl<'a> View<'a> {
         let is_one_of =
             |setting: &str, words: &[&str]| self.text(setting).is_some_and(|word| words.contains(&word));
         match keys::find(name).map(|key| key.used) {
+            Some(Used::Sources(names)) => is_one_of("activations.source", names),
             Some(Used::Architectures(names)) => is_one_of("sae.architecture", names),
             Some(Used::Modes(names)) => self.uses(MODE) && is_one_of(MODE, names),
             Some(Used::Schedulers(names)) => is_one_of("train.lr_scheduler_name", names),
+            Some(Used::Starts(names)) => is_one_of("sae.init_from", names),
+            Some(Used::DrawnJumpRelus) => self.uses(MODE) && is_one_of("sae.init_from", &[""]),
+            Some(Used::With(other)) => self.uses(other) && self.int(other).is_some_and(|n| n > 0),
             Some(Used::Always) | None => true,
         }
     }
@@ -80,9 +89,12 @@ pub(crate) struct Contradiction {
     pub(crate) hint: Option<String>,
 }
 
+/// What may find one.
+type Check = fn(View<'_>) -> Option<Contradiction>;
+
 /// Everything that is wrong with a trial's settings together. What is missing is not judged.
 pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
-    let checks = [
+    let checks: [Check; 15] = [
         tokens_fill_a_batch,
         store_fills_a_batch,
         held_out_fills_a_sequence,
@@ -95,8 +107,11 @@ pub(crate) fn contradictions(view: View<'_>) -> Vec<Contradiction> {
         widths_fit,
         normalisation_fits,
         cosine_end_allows_decay,
+        start_fits_whitening,
+        features_can_be_that_active,
+        special_tokens_exist,
     ];
-    checks.iter().filter_map(|check| check(view)).collect()
+    checks.iter().chain(options::CHECKS).filter_map(|check| check(view)).collect()
 }
 
 fn contradiction(keys: &'static [&'static str], found: String, expected: impl Into<String>) -> Contradiction {
@@ -116,7 +131,8 @@ fn tokens_fill_a_batch(view: View<'_>) -> Option<Contradiction> {
 
 fn store_fills_a_batch(view: View<'_>) -> Option<Contradiction> {
     let (rows, batch_size) = (view.int("store.tokens")?, view.int("train.batch_size")?);
-    let context_size = view.int("data.context_size")?;
+    // Rows that belong to no sequence are sequences of one.
+    let context_size = if view.uses("data.context_size") { view.int("data.context_size")? } else { 1 };
     // When the store only follows train.tokens, that contradiction is told already.
     if rows < batch_size && view.int("train.tokens").is_some_and(|tokens| tokens >= batch_size) {
         return Some(contradiction(
@@ -135,6 +151,9 @@ fn store_fills_a_batch(view: View<'_>) -> Option<Contradiction> {
 }
 
 fn held_out_fills_a_sequence(view: View<'_>) -> Option<Contradiction> {
+    if !view.uses("data.eval_max_tokens") {
+        return None;
+    }
     let (kept, context_size) = (view.int("data.eval_max_tokens")?, view.int("data.context_size")?);
     (kept < context_size).then(|| {
         contradiction(
@@ -297,6 +316,59 @@ fn cosine_end_allows_decay(view: View<'_>) -> Option<Contradiction> {
             &["train.lr_end", "train.lr_decay_steps"],
             format!("train.lr_end = 0 with train.lr_decay_steps = {decay}"),
             "a rate above 0 to decay from, or no decay after a cosine that ends at 0",
+        )
+    })
+}
+
+fn features_can_be_that_active(view: View<'_>) -> Option<Contradiction> {
+    if !view.uses("activations.mean_active") {
+        return None;
+    }
+    let (n_features, mean_active) =
+        (view.int("activations.n_features")?, view.float("activations.mean_active")?);
+    let power = view.float("activations.probability_power")?;
+    // The most frequent feature has weight 1.
+    let most = (1..=n_features).map(|i| (i as f64).powf(-power)).sum::<f64>();
+    (mean_active > most).then(|| {
+        contradiction(
+            &["activations.mean_active", "activations.probability_power", "activations.n_features"],
+            format!(
+                "activations.mean_active = {} with activations.n_features = {n_features} and activations.probability_power = {}",
+                float_text(mean_active),
+                float_text(power)
+            ),
+            format!("at most {}, so that no feature has a probability above 1", float_text(significant(most, 4))),
+        )
+    })
+}
+
+fn special_tokens_exist(view: View<'_>) -> Option<Contradiction> {
+    let source = view.text("activations.source")?;
+    let excludes = view.resolved("eval.exclude_special_tokens") == Some(Setting::Bool(true));
+    (excludes && source != "model").then(|| {
+        contradiction(
+            &["eval.exclude_special_tokens", "activations.source"],
+            format!("eval.exclude_special_tokens = true with activations.source = \"{source}\""),
+            "activations.source = \"model\": rows from elsewhere have no tokens",
+        )
+    })
+}
+
+fn start_fits_whitening(view: View<'_>) -> Option<Contradiction> {
+    let is_started = view.text("sae.init_from").is_some_and(|path| !path.is_empty());
+    let is_whitened = view.text("sae.normalize_activations")? == "covariance_whitening";
+    let rescales = view.uses("sae.rescale_acts_by_decoder_norm")
+        && *view.0.get("sae.rescale_acts_by_decoder_norm")? == Setting::Bool(true);
+    (is_started && is_whitened && rescales).then(|| Contradiction {
+        hint: Some(
+            "whitening changes the norms of decoder rows, so other latents would be the k largest than in the SAE to start from"
+                .to_owned(),
+        ),
+        ..contradiction(
+            &["sae.init_from", "sae.normalize_activations", "sae.rescale_acts_by_decoder_norm"],
+            "sae.init_from and sae.normalize_activations = \"covariance_whitening\" with sae.rescale_acts_by_decoder_norm = true"
+                .to_owned(),
+            "sae.rescale_acts_by_decoder_norm = false, or another normalisation",
         )
     })
 }

@@ -147,12 +147,12 @@ fn is_hub_id(name: &str) -> bool {
 pub(crate) fn trial_config(view: View<'_>) -> TrialConfig {
     let mut sections: Map<String, Value> = Map::new();
     for key in trial_keys() {
-        // What only another architecture uses is no part of the configuration; what its schedule or sparsity
-        // loss does not read is, with its default.
+        // What only another architecture or source uses is no part of the configuration; what its schedule or
+        // sparsity loss does not read is, with its default.
         let is_foreign = match key.used {
-            Used::Architectures(_) => !view.uses(key.name),
-            Used::Modes(_) => !view.uses(MODE),
-            Used::Schedulers(_) | Used::Always => false,
+            Used::Architectures(_) | Used::Sources(_) | Used::With(_) => !view.uses(key.name),
+            Used::Modes(_) | Used::DrawnJumpRelus => !view.uses(MODE),
+            Used::Schedulers(_) | Used::Starts(_) | Used::Always => false,
         };
         let (Some(setting), false) = (view.resolved(key.name), is_foreign) else { continue };
         let (section, name) = key.name.split_once('.').expect("invariant: settings have sections");

@@ -17,7 +17,7 @@ use super::{
     error::{Fault, Place, Problem},
     expressions::{Formula, context},
     identity::trial_id,
-    keys::{Presence, trial_keys},
+    keys::{Presence, Used, trial_keys},
     layers::Layers,
     sections::{Fixed, missing},
     setting::{Setting, coerce, show},
@@ -63,10 +63,26 @@ pub(crate) struct Parts<'a> {
     pub(crate) variation: &'a Variation<'a>,
 }
 
+impl Parts<'_> {
+    /// Whether trials may differ in where their activations come from.
+    fn source_varies(&self) -> bool {
+        let source = "activations.source";
+        self.variation.places.contains_key(source)
+            || self.variation.given.iter().any(|given| given.settings.contains_key(source))
+    }
+}
+
 /// Reports required settings of trials that nothing gives at all.
 pub(crate) fn require_trial_settings(parts: Parts<'_>, problems: &mut Vec<Problem>) {
     let Parts { layers, fixed, variation } = parts;
+    let settings = fixed.trial_settings();
     for key in trial_keys().filter(|key| key.presence == Presence::Required) {
+        // Without one source for all, what a trial needs is seen trial by trial.
+        if matches!(key.used, Used::Sources(_))
+            && (parts.source_varies() || !View::new(&settings).uses(key.name))
+        {
+            continue;
+        }
         let is_given = fixed.get(key.name).is_some()
             || fixed.broken.contains(key.name)
             || variation.broken.contains(key.name)
@@ -372,12 +388,18 @@ impl<'a> Expander<'a> {
     fn require(&mut self, settings: &Values, origin: Origin) -> usize {
         let mut n_missing = 0;
         for key in trial_keys().filter(|key| key.presence == Presence::Required) {
-            if settings.contains_key(key.name) || self.broken.contains(key.name) {
+            if settings.contains_key(key.name)
+                || self.broken.contains(key.name)
+                || !View::new(settings).uses(key.name)
+            {
                 continue;
             }
             n_missing += 1;
             // What nothing gives at all was reported before there were combinations.
-            if !self.parts.variation.given.iter().any(|given| given.settings.contains_key(key.name)) {
+            let depends_on_source = matches!(key.used, Used::Sources(_)) && self.parts.source_varies();
+            if !depends_on_source
+                && !self.parts.variation.given.iter().any(|given| given.settings.contains_key(key.name))
+            {
                 continue;
             }
             let mut problem = missing(key, self.parts.layers);

@@ -5,15 +5,20 @@
 //!
 //! - whole numbers in decimal; other numbers as the shortest decimal digits that give the same f64 back, in
 //!   the form `5e-5`, `1e0`, `1.25e3`; `true` and `false`; text as a JSON string;
-//! - only settings that the trial uses: those of another SAE architecture are absent, and a learning rate
-//!   that no schedule reads has its default, so neither can tell two equal trials apart;
-//! - defaults filled in and `auto` worked out, so that writing a default changes nothing.
+//! - only settings that the trial uses: those of another SAE architecture or another source of activations
+//!   are absent (and `activations.source` itself where it is the default, a language model, and `sae.init_from`
+//!   where nothing is started from); a learning rate that no schedule reads has its default, and so have the
+//!   settings of weights that are not drawn; so none of them can tell two equal trials apart;
+//! - defaults filled in and `auto` worked out, so that writing a default changes nothing;
+//! - options beyond SAELens ([`TrainOptions`]) only where they are on, so that a trial keeps its id when the
+//!   program gets another one.
 //!
 //! Device, threads, folders, `[run]` and `[sweep]` are no part of a configuration. The id is the first 12
 //! hexadecimal digits of the BLAKE3 hash of this text. A change of the form raises the number in the first
 //! line.
 
-use crate::trial::{TrialConfig, TrialId};
+use super::keys::{Used, find};
+use crate::trial::{TrainOptions, TrialConfig, TrialId};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,7 +34,33 @@ pub fn flat(config: &TrialConfig) -> BTreeMap<String, Value> {
     let value = serde_json::to_value(config).expect("invariant: a configuration is plain data");
     let mut flat = BTreeMap::new();
     flatten("", value, &mut flat);
+    let is_above_zero = |other: &str| flat.get(other).and_then(Value::as_u64).is_some_and(|n| n > 0);
+    let foreign: Vec<String> = flat
+        .keys()
+        .filter(|name| match find(name).map(|key| key.used) {
+            Some(Used::Architectures(names)) => !names.contains(&config.sae.architecture.name()),
+            Some(Used::With(other)) => !is_above_zero(other),
+            // The others are absent from the configuration itself, or have a default.
+            Some(
+                Used::Sources(_)
+                | Used::Modes(_)
+                | Used::Schedulers(_)
+                | Used::Starts(_)
+                | Used::DrawnJumpRelus
+                | Used::Always,
+            )
+            | None => false,
+        })
+        .cloned()
+        .collect();
+    foreign.iter().for_each(|name| drop(flat.remove(name)));
     flat
+}
+
+/// Whether this setting is an option beyond SAELens and has the value that means it is not used.
+pub(crate) fn is_option_off(name: &str, value: &Value) -> bool {
+    let off = serde_json::to_value(TrainOptions::default()).expect("invariant: options are plain data");
+    name.strip_prefix("train.").is_some_and(|name| off.get(name) == Some(value))
 }
 
 fn flatten(prefix: &str, value: Value, flat: &mut BTreeMap<String, Value>) {
@@ -49,7 +80,7 @@ fn flatten(prefix: &str, value: Value, flat: &mut BTreeMap<String, Value>) {
 /// The canonical form; see the module's page.
 pub fn canonical(config: &TrialConfig) -> String {
     let mut text = HEADER.to_owned();
-    for (key, value) in flat(config) {
+    for (key, value) in flat(config).into_iter().filter(|(key, value)| !is_option_off(key, value)) {
         writeln!(text, "{key}={}", canonical_value(&value)).expect("invariant: writing to a string succeeds");
     }
     text

@@ -12,7 +12,10 @@ use super::{
     strategy::{max_trials, too_many},
     variation::Variation,
 };
-use crate::trial::{Architecture, SparsityLossMode};
+use crate::{
+    metric::{METRICS, Needs, metric},
+    trial::{Architecture, SparsityLossMode},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Judges the combinations as a whole.
@@ -21,6 +24,7 @@ pub(crate) fn judge(expander: &mut Expander<'_>, problems: &mut Vec<Problem>) {
     let Parts { fixed, variation, .. } = parts;
     problems.extend(expander.take_problems());
     problems.extend(unused(fixed, expander, variation));
+    problems.extend(objective_without_metric(parts, expander));
     let unused: BTreeSet<String> = problems
         .iter()
         .filter(|problem| problem.fault == Fault::NoEffect)
@@ -57,17 +61,23 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
     let decider_is_known = |name: &str| {
         !fixed.broken.contains(name) && !variation.broken.contains(name) && !expander.considered.is_empty()
     };
+    let any_uses = |name: &str| expander.considered.iter().any(|trial| View::new(&trial.settings).uses(name));
     for key in trial_keys() {
+        let one_of = |names: &[&str]| format!("= {}", listed(names).replace(", ", " or "));
         let (decider, users) = match key.used {
             Used::Always => continue,
-            Used::Architectures(names) => ("sae.architecture", names),
-            Used::Modes(names) => (MODE, names),
-            Used::Schedulers(names) => ("train.lr_scheduler_name", names),
+            Used::Sources(names) => ("activations.source", one_of(names)),
+            Used::Architectures(names) => ("sae.architecture", one_of(names)),
+            Used::Modes(names) => (MODE, one_of(names)),
+            Used::Schedulers(names) => ("train.lr_scheduler_name", one_of(names)),
+            Used::Starts(names) => ("sae.init_from", one_of(names)),
+            Used::DrawnJumpRelus if any_uses(MODE) => ("sae.init_from", one_of(&[""])),
+            Used::DrawnJumpRelus => ("sae.architecture", one_of(&["jumprelu"])),
+            Used::With(other) => (other, "above 0".to_owned()),
         };
         if !decider_is_known(decider) {
             continue;
         }
-        let is_used = expander.considered.iter().any(|trial| View::new(&trial.settings).uses(key.name));
         let given = expander
             .considered
             .iter()
@@ -76,7 +86,9 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
                 Origin::Dimensions => None,
             })
             .unwrap_or(Origin::Dimensions);
-        let Some(place) = expander.place_of(key.name, given).filter(|_| !is_used) else { continue };
+        let Some(place) = expander.place_of(key.name, given).filter(|_| !any_uses(key.name)) else {
+            continue;
+        };
         let words: BTreeSet<String> = expander
             .considered
             .iter()
@@ -88,11 +100,49 @@ fn unused(fixed: &Fixed, expander: &Expander<'_>, variation: &Variation<'_>) -> 
             key: key.name.to_owned(),
             fault: Fault::NoEffect,
             found: format!("no trial uses it: {decider} is {} in all of them", words.join(" or ")),
-            expected: format!("a trial with {decider} = {}", listed(users).replace(", ", " or ")),
+            expected: format!("a trial with {decider} {users}"),
             hint: None,
         });
     }
     problems
+}
+
+/// An objective that no trial will have.
+fn objective_without_metric(parts: Parts<'_>, expander: &Expander<'_>) -> Option<Problem> {
+    let Parts { layers, fixed, variation } = parts;
+    let source = "activations.source";
+    if fixed.broken.contains(source) || variation.broken.contains(source) || expander.considered.is_empty() {
+        return None;
+    }
+    let name = fixed.get("sweep.objective.metric")?.as_text()?;
+    let sources: BTreeSet<&str> =
+        expander.considered.iter().filter_map(|trial| trial.settings.get(source)?.as_text()).collect();
+    let is_met = |needs: Needs| match needs {
+        Needs::Activations => true,
+        Needs::Model => sources.contains("model"),
+        Needs::Truth => sources.contains("toy"),
+    };
+    if is_met(metric(name)?.needs) {
+        return None;
+    }
+    let there: Vec<&str> =
+        METRICS.iter().filter(|metric| is_met(metric.needs)).map(|metric| metric.name).collect();
+    let better = if is_met(Needs::Truth) { "recovered_share" } else { "explained_variance" };
+    let words: Vec<&str> = sources.into_iter().collect();
+    Some(Problem {
+        place: match fixed.place("sweep.objective.metric")? {
+            Place::Default => layers.file_place("sweep"),
+            place => place.clone(),
+        },
+        key: "sweep.objective.metric".to_owned(),
+        fault: Fault::NoEffect,
+        found: format!(
+            "\"{name}\", which no trial will have: {source} is {} in all of them",
+            listed(&words).replace(", ", " or ")
+        ),
+        expected: format!("one of {}", listed(&there)),
+        hint: Some(format!("objective = {{ metric = \"{better}\" }} under [sweep]")),
+    })
 }
 
 /// Why combinations are alike: the settings in which they differ all the same, and the `[[trial]]` table if one
@@ -132,8 +182,12 @@ fn alike(expander: &Expander<'_>, variation: &Variation<'_>, unused: &BTreeSet<S
             "the same settings".to_owned()
         } else if let Some(foreign) = differing.iter().find(|name| !view.uses(name)) {
             let decider = match find(foreign).map(|key| key.used) {
+                Some(Used::Sources(_)) => "activations.source",
                 Some(Used::Schedulers(_)) => "train.lr_scheduler_name",
                 Some(Used::Modes(_)) if view.uses(MODE) => MODE,
+                Some(Used::Starts(_)) => "sae.init_from",
+                Some(Used::DrawnJumpRelus) if view.uses(MODE) => "sae.init_from",
+                Some(Used::With(other)) if view.uses(other) => other,
                 _ => "sae.architecture",
             };
             let word = b.settings.get(decider).map(Setting::to_toml).unwrap_or_default();
@@ -209,7 +263,9 @@ pub(crate) fn doubt_notes(trials: &[PlannedTrial]) -> Vec<String> {
 pub(crate) fn store_note(trials: &[PlannedTrial]) -> Option<String> {
     let of_store = |trial: &PlannedTrial| -> BTreeMap<String, serde_json::Value> {
         let mut flat = flat(&trial.config);
-        flat.retain(|key, _| ["model.", "data.", "store."].iter().any(|section| key.starts_with(section)));
+        flat.retain(|key, _| {
+            ["activations.", "model.", "data.", "store."].iter().any(|section| key.starts_with(section))
+        });
         flat
     };
     let stores: Vec<_> = trials.iter().map(of_store).collect();

@@ -3,10 +3,10 @@
 //! `defaults.toml` documents the settings for users and holds their defaults; this table says what may be
 //! written. A test holds the two and the structs of `trial.rs` together. Start with [`KEYS`].
 
-use Kind::{Bool, Folder, Text, Word, Words};
+use Kind::{Bool, Folder, Paths, Text, Word, Words};
 use Presence::{Auto, Default, Optional, Required};
 use Scope::{Sweep, Trial};
-use Used::{Always, Architectures, Modes, Schedulers};
+use Used::{Always, Architectures, DrawnJumpRelus, Modes, Schedulers, Sources, Starts, With};
 
 /// What may be written as a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,6 +29,8 @@ pub(crate) enum Kind {
     },
     /// Text that can name a folder.
     Folder,
+    /// Text that names a file or folder, or a list of such texts.
+    Paths,
     /// One of these words.
     Word(&'static [&'static str]),
     /// A list of whole numbers from 1 to `max`.
@@ -81,6 +83,7 @@ impl Kind {
                 "a name for a folder: letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 100"
                     .to_owned()
             }
+            Self::Paths => "a path in quotes, or a list of paths".to_owned(),
             Self::Word(words) => format!("one of {}", listed(words)),
             Self::Sizes { max } => format!("a list of whole numbers from 1 to {max}"),
             Self::Words(words) => format!("a list of {}", listed(words)),
@@ -107,12 +110,20 @@ pub(crate) enum Presence {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Used {
     Always,
+    /// Those with these sources of activations.
+    Sources(&'static [&'static str]),
     /// Those of these architectures.
     Architectures(&'static [&'static str]),
     /// JumpReLUs with these sparsity losses.
     Modes(&'static [&'static str]),
     /// Those with these learning rate schedules.
     Schedulers(&'static [&'static str]),
+    /// Those that start from one of these; "" are weights drawn at random.
+    Starts(&'static [&'static str]),
+    /// JumpReLUs whose weights are drawn at random.
+    DrawnJumpRelus,
+    /// Those that use this setting, a whole number, at more than 0.
+    With(&'static str),
 }
 
 /// Whether a setting belongs to a trial or to the sweep as a whole.
@@ -149,7 +160,7 @@ impl Key {
 
 /// Sections that hold settings, in the order of `defaults.toml`.
 pub(crate) const SECTIONS: &[&str] =
-    &["sweep", "model", "data", "store", "sae", "train", "eval", "run", "devices", "report"];
+    &["sweep", "activations", "model", "data", "store", "sae", "train", "eval", "run", "devices", "report"];
 
 /// Parts of a sweep file that say what varies.
 pub(crate) const VARIATION: &[&str] = &["axes", "zip", "exclude", "derive", "trial"];
@@ -160,12 +171,19 @@ pub(crate) const MODE: &str = "sae.jumprelu_sparsity_loss_mode";
 /// Strategies there are.
 pub(crate) const STRATEGIES: &[&str] = &["grid", "random", "list"];
 
+const MODEL: Used = Sources(&["model"]);
+const TOY: Used = Sources(&["toy"]);
+const FILES: Used = Sources(&["files"]);
 const STANDARD: Used = Architectures(&["standard"]);
 const WITH_L1: Used = Architectures(&["standard", "gated"]);
 const TOPK: Used = Architectures(&["topk", "batchtopk", "matryoshka_batchtopk", "abstopk"]);
 const BATCHTOPK: Used = Architectures(&["batchtopk", "matryoshka_batchtopk"]);
 const MATRYOSHKA: Used = Architectures(&["matryoshka_batchtopk"]);
 const JUMPRELU: Used = Architectures(&["jumprelu"]);
+const DRAWN: Used = Starts(&[""]);
+/// Those that encode by a matrix and a bias.
+const WITH_ENCODER: Used =
+    Architectures(&["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]);
 const COSINES: &[&str] = &["cosineannealing", "cosineannealingwarmrestarts"];
 
 const fn int(min: i64) -> Kind {
@@ -194,6 +212,8 @@ const fn used(name: &'static str, used: Used, kind: Kind, presence: Presence) ->
 
 /// A context longer than this is a slip of the finger.
 const MAX_CONTEXT: i64 = 1 << 20;
+/// More features than this take longer to draw than any SAE to train.
+const MAX_FEATURES: i64 = 1 << 20;
 /// Sizes of matrices: products of two of them must not overflow.
 const MAX_SIZE: i64 = 1 << 30;
 
@@ -206,16 +226,31 @@ pub(crate) const KEYS: &[Key] = &[
     key(Sweep, "sweep.max_trials", Kind::Int { min: 1, max: 1_000_000 }, Default),
     key(Sweep, "sweep.objective.metric", Text { empty: false }, Default),
     key(Sweep, "sweep.objective.goal", Word(&["maximize", "minimize"]), Auto("the metric's own direction")),
-    key(Trial, "model.name", Text { empty: false }, Required),
-    key(Trial, "model.hook", Text { empty: false }, Required),
-    key(Trial, "data.dataset", Text { empty: false }, Required),
-    key(Trial, "data.column", Text { empty: true }, Default),
-    key(Trial, "data.context_size", Kind::Int { min: 2, max: MAX_CONTEXT }, Default),
-    key(Trial, "data.prepend_bos", Bool, Default),
-    key(Trial, "data.sequence_separator_token", Word(&["bos", "eos", "sep", "none"]), Default),
-    key(Trial, "data.disable_concat_sequences", Bool, Default),
-    key(Trial, "data.eval_fraction", between(0.0, true, 1.0, true), Default),
-    key(Trial, "data.eval_max_tokens", int(2), Default),
+    key(Trial, "activations.source", Word(&["model", "toy", "files"]), Default),
+    used("activations.n_features", TOY, Kind::Int { min: 1, max: MAX_FEATURES }, Required),
+    used("activations.d_in", TOY, Kind::Int { min: 1, max: MAX_SIZE }, Required),
+    used("activations.mean_active", TOY, above(0.0), Required),
+    used("activations.probability_power", TOY, at_least(0.0), Default),
+    used("activations.norm_power", TOY, at_least(0.0), Default),
+    used("activations.spread", TOY, between(0.0, false, 1.0, false), Default),
+    used("activations.correlation", TOY, between(0.0, false, 1.0, false), Default),
+    used("activations.group_size", TOY, Kind::Int { min: 1, max: MAX_SIZE }, Default),
+    used("activations.noise", TOY, at_least(0.0), Default),
+    used("activations.seed", TOY, int(0), Default),
+    used("activations.files", FILES, Paths, Required),
+    used("activations.tensor", FILES, Text { empty: true }, Default),
+    used("activations.eval_fraction", FILES, between(0.0, true, 1.0, true), Default),
+    used("activations.eval_rows", Sources(&["toy", "files"]), int(1), Default),
+    used("model.name", MODEL, Text { empty: false }, Required),
+    used("model.hook", MODEL, Text { empty: false }, Required),
+    used("data.dataset", MODEL, Text { empty: false }, Required),
+    used("data.column", MODEL, Text { empty: true }, Default),
+    used("data.context_size", MODEL, Kind::Int { min: 2, max: MAX_CONTEXT }, Default),
+    used("data.prepend_bos", MODEL, Bool, Default),
+    used("data.sequence_separator_token", MODEL, Word(&["bos", "eos", "sep", "none"]), Default),
+    used("data.disable_concat_sequences", MODEL, Bool, Default),
+    used("data.eval_fraction", MODEL, between(0.0, true, 1.0, true), Default),
+    used("data.eval_max_tokens", MODEL, int(2), Default),
     key(Sweep, "store.dir", Text { empty: true }, Default),
     key(Trial, "store.tokens", int(1), Auto("as many as train.tokens")),
     key(Trial, "store.dtype", Word(&["float32", "float16", "bfloat16"]), Default),
@@ -241,7 +276,8 @@ pub(crate) const KEYS: &[Key] = &[
         ]),
         Default,
     ),
-    key(Trial, "sae.decoder_init_norm", at_least(0.0), Default),
+    used("sae.decoder_init_norm", DRAWN, at_least(0.0), Default),
+    key(Trial, "sae.init_from", Text { empty: true }, Default),
     used("sae.l1_coefficient", WITH_L1, at_least(0.0), Default),
     used("sae.lp_norm", STANDARD, above(0.0), Default),
     used("sae.l1_warm_up_steps", WITH_L1, int(0), Default),
@@ -251,7 +287,7 @@ pub(crate) const KEYS: &[Key] = &[
     used("sae.topk_threshold_lr", BATCHTOPK, between(0.0, true, 1.0, false), Default),
     used("sae.matryoshka_widths", MATRYOSHKA, Kind::Sizes { max: MAX_SIZE }, Default),
     used("sae.use_matryoshka_aux_loss", MATRYOSHKA, Bool, Default),
-    used("sae.jumprelu_init_threshold", JUMPRELU, at_least(0.0), Default),
+    used("sae.jumprelu_init_threshold", DrawnJumpRelus, at_least(0.0), Default),
     used("sae.jumprelu_bandwidth", JUMPRELU, above(0.0), Default),
     used("sae.jumprelu_sparsity_loss_mode", JUMPRELU, Word(&["step", "tanh", "quadratic"]), Default),
     used("sae.l0_coefficient", JUMPRELU, at_least(0.0), Default),
@@ -275,10 +311,19 @@ pub(crate) const KEYS: &[Key] = &[
     used("train.n_restart_cycles", Schedulers(&["cosineannealingwarmrestarts"]), int(1), Default),
     key(Trial, "train.adam_beta1", between(0.0, false, 1.0, true), Default),
     key(Trial, "train.adam_beta2", between(0.0, false, 1.0, true), Default),
-    key(Trial, "train.seed", int(0), Default),
+    used("train.seed", DRAWN, int(0), Default),
     key(Trial, "train.data_seed", int(0), Default),
     key(Trial, "train.dead_feature_window", int(1), Default),
     key(Trial, "train.feature_sampling_window", int(1), Default),
+    used("train.resample_every_steps", WITH_ENCODER, int(0), Default),
+    used("train.resample_until_step", With("train.resample_every_steps"), int(0), Default),
+    key(Trial, "train.normalize_sae_decoder", Bool, Default),
+    key(Trial, "train.b_dec_init_method", Word(&["zeros", "mean", "geometric_median"]), Default),
+    used("train.normalize_aux_loss", TOPK, Bool, Default),
+    used("train.k_anneal_steps", TOPK, int(0), Default),
+    used("train.k_start", With("train.k_anneal_steps"), Kind::Int { min: 0, max: MAX_SIZE }, Default),
+    key(Trial, "train.max_norm_multiple", at_least(0.0), Default),
+    used("train.topk_threshold_bias_correction", BATCHTOPK, Bool, Default),
     key(Trial, "eval.exclude_special_tokens", Bool, Default),
     key(Sweep, "run.retries", Kind::Int { min: 0, max: 1000 }, Default),
     key(Sweep, "run.on_failure", Word(&["continue", "stop"]), Default),

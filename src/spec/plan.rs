@@ -10,6 +10,7 @@ use super::{
     layers::read_layers,
     resolved::resolved,
     sections::{Fixed, read_sections, require_sweep_settings},
+    setting::Setting,
     source::SpecSource,
     strategy::{combine, fit_strategy, objective, strategy},
     variation::{Variation, read_variation},
@@ -114,7 +115,12 @@ pub fn load(source: &SpecSource) -> Result<Plan, SpecErrors> {
 /// Texts that came from the command line or the environment.
 fn given_outside(fixed: &Fixed) -> BTreeSet<String> {
     let outside = fixed.values.values().filter(|(_, place)| place.height() >= 2);
-    outside.filter_map(|(setting, _)| setting.as_text().map(str::to_owned)).collect()
+    let texts = |setting: &Setting| match setting {
+        Setting::Text(text) => vec![text.clone()],
+        Setting::Words(words) => words.clone(),
+        _ => Vec::new(),
+    };
+    outside.flat_map(|(setting, _)| texts(setting)).collect()
 }
 
 fn planned(expander: &Expander<'_>) -> Vec<PlannedTrial> {

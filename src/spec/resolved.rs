@@ -3,7 +3,7 @@
 use super::{
     error::Place,
     expand::Parts,
-    identity::flat,
+    identity::{flat, is_option_off},
     keys::{KEYS, MODE, SECTIONS, Scope, Used, trial_keys},
     layers::Layers,
     plan::{Plan, PlannedTrial},
@@ -27,14 +27,17 @@ pub(crate) fn resolved(path: &str, parts: Parts<'_>, trials: &[PlannedTrial]) ->
     let used: BTreeSet<&str> = trials.iter().flat_map(|trial| used_keys(&trial.config)).collect();
     let mut text = format!("# {path} after all layers, every setting that its trials use.\n");
     for section in SECTIONS {
-        line(&mut text, "");
-        line(&mut text, &format!("[{section}]"));
+        let mut is_begun = false;
         for key in KEYS.iter().filter(|key| key.section() == *section) {
             let Some((setting, place)) = fixed.values.get(key.name) else { continue };
             if key.scope == Scope::Trial
                 && (!used.contains(key.name) || is_replaced_always(variation, key.name))
             {
                 continue;
+            }
+            if !is_begun {
+                line(&mut text, &format!("\n[{section}]"));
+                is_begun = true;
             }
             let name =
                 key.name.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')).unwrap_or(key.name);
@@ -102,17 +105,20 @@ fn is_replaced_always(variation: &Variation<'_>, key: &str) -> bool {
     variation.given.is_empty() && variation.places.contains_key(key) && !repeats()
 }
 
-/// Settings that a trial reads.
+/// Settings that a trial reads, but for options that are off.
 fn used_keys(config: &TrialConfig) -> Vec<&'static str> {
     let flat = flat(config);
     let scheduler = flat.get("train.lr_scheduler_name").and_then(serde_json::Value::as_str);
     let mode = flat.get(MODE).and_then(serde_json::Value::as_str);
     trial_keys()
-        .filter(|key| flat.contains_key(key.name))
+        .filter(|key| flat.contains_key(key.name) && !is_option_off(key.name, &flat[key.name]))
         .filter(|key| match key.used {
             Used::Schedulers(names) => scheduler.is_some_and(|scheduler| names.contains(&scheduler)),
             Used::Modes(names) => mode.is_some_and(|mode| names.contains(&mode)),
-            Used::Always | Used::Architectures(_) => true,
+            Used::Starts(names) => names.contains(&config.sae.init_from.as_str()),
+            Used::DrawnJumpRelus => config.sae.init_from.is_empty(),
+            // Only settings that the trial's architecture, source and options use are there at all.
+            Used::Always | Used::Architectures(_) | Used::Sources(_) | Used::With(_) => true,
         })
         .map(|key| key.name)
         .collect()

@@ -130,6 +130,20 @@ pub(crate) fn coerce(key: &Key, value: &Value) -> Result<Setting, Mismatch> {
             Some(_) => Err(mismatch(Fault::BadName, None)),
             None => Err(wrong_type()),
         },
+        Kind::Paths => {
+            let text = |value: &Value| match value.as_str() {
+                Some("") => Err(mismatch(Fault::Empty, None)),
+                Some(text) => Ok(text.to_owned()),
+                None => Err(wrong_type()),
+            };
+            match value {
+                Value::Array(_, items) if items.is_empty() => Err(mismatch(Fault::Empty, None)),
+                Value::Array(_, items) => {
+                    Ok(Setting::Words(items.iter().map(text).collect::<Result<_, _>>()?))
+                }
+                one => Ok(Setting::Words(vec![text(one)?])),
+            }
+        }
         Kind::Word(words) => match value.as_str() {
             Some(text) if words.contains(&text) => Ok(Setting::Text(text.to_owned())),
             Some(text) => Err(mismatch(Fault::UnknownValue, word_hint(key.name, text, words))),

@@ -1,14 +1,19 @@
 //! Tests of the whole way from text to plan.
 
+mod draws;
+mod identity;
+mod options;
 mod properties;
+mod sources;
+mod starts;
 
 use super::{
     DEFAULTS_TOML, LocalName, Plan, SpecErrors, SpecSource, canonical, flat,
-    keys::{KEYS, Presence, Scope, trial_keys},
+    keys::{KEYS, Presence, trial_keys},
     load, resolved_toml, trial_toml_snippet,
 };
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const MINIMAL: &str = r#"
@@ -19,6 +24,34 @@ name = "org/model"
 hook = "blocks.0.hook_mlp_out"
 [data]
 dataset = "stories.jsonl"
+[sae]
+d_sae = 512
+[train]
+tokens = 1_000_000
+"#;
+
+const TOY: &str = r#"
+[sweep]
+name = "toy"
+objective = { metric = "recovered_share" }
+[activations]
+source = "toy"
+n_features = 256
+d_in = 64
+mean_active = 8
+[sae]
+d_sae = 512
+[train]
+tokens = 1_000_000
+"#;
+
+const FILES: &str = r#"
+[sweep]
+name = "files"
+objective = { metric = "explained_variance" }
+[activations]
+source = "files"
+files = "acts"
 [sae]
 d_sae = 512
 [train]
@@ -97,6 +130,14 @@ fn table_defaults_and_structs_name_the_same_settings() {
         let plan = with_overrides("", &of_architecture(architecture)).unwrap();
         in_structs.extend(flat(&plan.trials[0].config).into_keys());
     }
+    let started = with_overrides("", &["sae.init_from=sae"]).unwrap();
+    in_structs.extend(flat(&started.trials[0].config).into_keys());
+    for text in [TOY, FILES] {
+        in_structs.extend(flat(&plan(text).trials[0].config).into_keys());
+    }
+    // Some are there only where another one is on.
+    let on = ["sae.architecture=topk", "train.resample_every_steps=9", "train.k_anneal_steps=9"];
+    in_structs.extend(flat(&with_overrides("", &on).unwrap().trials[0].config).into_keys());
     let in_table: BTreeSet<String> = trial_keys().map(|key| key.name.to_owned()).collect();
     assert_eq!(in_structs, in_table);
 }
@@ -133,7 +174,8 @@ fn collect(prefix: &str, value: &toml::Value, names: &mut BTreeSet<String>) {
 
 #[test]
 fn words_of_the_table_are_those_of_the_structs() {
-    for key in trial_keys() {
+    // Other sources take other settings; they have a test of their own.
+    for key in trial_keys().filter(|key| key.name != "activations.source") {
         let super::keys::Kind::Word(words) = key.kind else { continue };
         for word in words {
             // Only a target brings a further required setting.
@@ -170,7 +212,7 @@ fn layers_win_from_the_top() {
     assert_eq!(config.train.lr, 2e-4);
     assert_eq!(config.train.seed, 9);
     assert_eq!(config.train.batch_size, 512);
-    assert_eq!(config.model.name, "7");
+    assert_eq!(config.source.model().unwrap().0.name, "7");
     assert_eq!(config.train.data_seed, 42);
 }
 
@@ -271,68 +313,11 @@ fn auto_follows_other_settings() {
 }
 
 #[test]
-fn draws_repeat_and_do_not_depend_on_their_number_or_on_other_axes() {
-    let random = |n: usize, more: &str| {
-        plan(&format!("{MINIMAL}[axes]\ntrain.lr = {{ log_uniform = [1e-5, 1e-2] }}\nsae.d_sae = {{ int_uniform = [10, 20] }}\n{more}").replace(
-            "name = \"toy\"",
-            &format!("name = \"toy\"\nstrategy = \"random\"\ntrials = {n}"),
-        ))
-    };
-    let (short, long) = (random(5, ""), random(12, ""));
-    assert_eq!(short.trials.len(), 5);
-    assert_eq!(ids(&short)[..], ids(&long)[..5]);
-    let wider = random(12, "sae.l1_coefficient = [1, 2, 4]\n");
-    assert_eq!(values(&wider, "train.lr"), values(&long, "train.lr"));
-    let other_seed = random(12, "[sweep]\n".replace("[sweep]\n", "").as_str());
-    assert_eq!(ids(&other_seed), ids(&long));
-    for value in values(&long, "train.lr") {
-        let text = format!("{:e}", value.as_f64().unwrap());
-        assert!(text.len() <= "1.23456e-5".len(), "{text} has at most 6 digits");
-    }
-}
-
-#[test]
-fn draws_are_made_up_for_until_there_are_no_more() {
-    let text = format!(
-        "{MINIMAL}[axes]\nsae.d_sae = {{ choice = [8, 16, 32, 64] }}\ntrain.seed = {{ repeats = 2 }}\n[[exclude]]\nwhen = \"sae.d_sae == 8\"\n"
-    );
-    let random = |n: usize| {
-        plan(&text.replace("name = \"toy\"", &format!("name = \"toy\"\nstrategy = \"random\"\ntrials = {n}")))
-    };
-    assert_eq!(random(3).trials.len(), 6);
-    let all = random(10);
-    assert_eq!(all.trials.len(), 6);
-    assert!(all.notes[0].starts_with("only 3 of 10 draws"), "{:?}", all.notes);
-}
-
-#[test]
 fn a_setting_that_a_trial_does_not_use_is_not_in_it() {
     let plan = with("[[zip]]\nsae.architecture = [\"standard\", \"topk\", \"topk\"]\nsae.k = [1, 1, 2]\n");
     let k: Vec<Option<Value>> = plan.trials.iter().map(|trial| trial.varied.get("sae.k").cloned()).collect();
     assert_eq!(k, [None, Some(json!(1)), Some(json!(2))]);
     assert!(!canonical(&plan.trials[0].config).contains("sae.k"));
-}
-
-#[test]
-fn a_configuration_comes_back_from_its_file() {
-    let architectures = [
-        vec!["sae.architecture=batchtopk", "sae.k=32"],
-        vec!["sae.architecture=batchtopk", "sae.k=12.5"],
-        vec!["sae.architecture=matryoshka_batchtopk", "sae.matryoshka_widths=[64, 5e2, 512]"],
-        vec!["sae.architecture=jumprelu"],
-        vec!["sae.architecture=gated"],
-    ];
-    for overrides in architectures {
-        let plan = with_overrides("", &overrides).unwrap_or_else(|errors| panic!("{errors}"));
-        let config = &plan.trials[0].config;
-        let text = toml::to_string(config).unwrap();
-        assert_eq!(&toml::from_str::<crate::trial::TrialConfig>(&text).unwrap(), config, "{text}");
-        let text = serde_json::to_string(config).unwrap();
-        assert_eq!(&serde_json::from_str::<crate::trial::TrialConfig>(&text).unwrap(), config, "{text}");
-        // The snippet of a report is a sweep of the same trial.
-        let again = load(&source(&format!("[sweep]\nname = \"again\"\n{}", trial_toml_snippet(config))));
-        assert_eq!(ids(&again.unwrap_or_else(|errors| panic!("{errors}"))), ids(&plan));
-    }
 }
 
 #[test]
@@ -378,93 +363,6 @@ fn an_l0_coefficient_where_nothing_changes_is_told() {
     assert!(notes("step", "5.0")[0].starts_with("1 trial has sae.l0_coefficient above 1"));
     assert_eq!(notes("step", "1.0"), Vec::<String>::new());
     assert_eq!(notes("quadratic", "5.0"), Vec::<String>::new());
-}
-
-#[test]
-fn numbers_are_one_value_however_written() {
-    let mut all = BTreeSet::new();
-    for tokens in ["3e6", "3000000.0", "3_000_000", "3000000", "0x2DC6C0", "+3.0E6"] {
-        for lr in ["1", "1.0", "1e0", "10e-1"] {
-            let plan =
-                with_overrides("", &[&format!("train.tokens={tokens}"), &format!("train.lr={lr}")]).unwrap();
-            all.extend(ids(&plan));
-        }
-    }
-    assert_eq!(all.len(), 1);
-}
-
-#[test]
-fn every_setting_of_a_trial_is_in_its_id_and_no_other() {
-    let base = |architecture: &str, overrides: &[String]| {
-        let mut all = vec!["train.lr_scheduler_name=cosineannealingwarmrestarts".to_owned()];
-        if architecture == "jumprelu" {
-            all.push("sae.jumprelu_sparsity_loss_mode=tanh".to_owned());
-        }
-        all.extend(overrides.iter().cloned());
-        let all: Vec<&str> =
-            of_architecture(architecture).into_iter().chain(all.iter().map(String::as_str)).collect();
-        ids(&with_overrides("", &all).unwrap_or_else(|errors| panic!("{errors}")))
-    };
-    for architecture in
-        ["standard", "gated", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk", "jumprelu"]
-    {
-        let unchanged = base(architecture, &[]);
-        let mut seen = BTreeMap::from([(unchanged[0].clone(), "nothing")]);
-        for key in KEYS {
-            let value = match (key.name, key.kind) {
-                ("sae.architecture", _) => continue,
-                // The widths end at it.
-                ("sae.d_sae", _) if architecture == "matryoshka_batchtopk" => continue,
-                ("sae.matryoshka_widths", _) => "[32, 512]".to_owned(),
-                ("sae.jumprelu_sparsity_loss_mode", _) => "step".to_owned(),
-                ("sweep.trials", _) => continue,
-                ("sae.normalize_activations", _) => "covariance_whitening".to_owned(),
-                ("train.lr_scheduler_name", _) => "cosineannealing".to_owned(),
-                ("sweep.strategy" | "sweep.objective.metric", _) => continue,
-                (_, super::keys::Kind::Bool) => {
-                    let plan = with_overrides("", &of_architecture(architecture)).unwrap();
-                    match flat(&plan.trials[0].config).get(key.name) {
-                        Some(value) => (!value.as_bool().unwrap()).to_string(),
-                        None => continue,
-                    }
-                }
-                (_, super::keys::Kind::Int { .. } | super::keys::Kind::Count { .. }) => {
-                    "5000".to_owned().replace(
-                        "5000",
-                        match key.name {
-                            "sae.k" | "train.n_restart_cycles" | "run.retries" => "7",
-                            "train.lr_warm_up_steps"
-                            | "train.lr_decay_steps"
-                            | "sae.l1_warm_up_steps"
-                            | "sae.l0_warm_up_steps" => "9",
-                            "devices.cpu_slots" | "devices.threads_per_trial" => "3",
-                            _ => "5000",
-                        },
-                    )
-                }
-                (_, super::keys::Kind::Float(_)) => "0.123".to_owned(),
-                (_, super::keys::Kind::Text { .. } | super::keys::Kind::Folder) => "changed".to_owned(),
-                (_, super::keys::Kind::Word(words)) => (*words.last().unwrap()).to_owned(),
-                (_, super::keys::Kind::Sizes { .. }) => unreachable!("its only setting is above"),
-                (_, super::keys::Kind::Words(words)) => format!("[\"{}\"]", words[0]),
-            };
-            let is_foreign = match key.used {
-                super::keys::Used::Architectures(names) => !names.contains(&architecture),
-                super::keys::Used::Modes(names) => architecture != "jumprelu" || !names.contains(&"tanh"),
-                _ => false,
-            };
-            if is_foreign {
-                continue;
-            }
-            let changed = base(architecture, &[format!("{}={value}", key.name)]);
-            if key.scope == Scope::Sweep {
-                assert_eq!(changed, unchanged, "{} is no part of an id", key.name);
-            } else {
-                let earlier = seen.insert(changed[0].clone(), key.name);
-                assert_eq!(earlier, None, "{} = {value} changes the id", key.name);
-            }
-        }
-    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ pub(super) const MAGIC: &str = "saesweep-store";
 pub(super) const HEADER_FILE: &str = "header.json";
 pub(super) const EVAL_FILE: &str = "eval.safetensors";
 pub(super) const STATS_FILE: &str = "stats.safetensors";
+pub(super) const TRUTH_FILE: &str = "truth.safetensors";
 
 /// Name of a shard's file.
 pub(super) fn shard_file(index: usize) -> String {
@@ -61,6 +62,9 @@ pub struct StoreHeader {
     pub eval: FileEntry,
     /// The statistics.
     pub stats: FileEntry,
+    /// The true features, where they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth: Option<FileEntry>,
     /// The training rows, in order.
     pub shards: Vec<ShardEntry>,
 }
@@ -115,7 +119,7 @@ impl StoreHeader {
 
     /// Every file that the header names.
     pub(super) fn files(&self) -> impl Iterator<Item = &FileEntry> {
-        self.shards.iter().map(|shard| &shard.entry).chain([&self.eval, &self.stats])
+        self.shards.iter().map(|shard| &shard.entry).chain([&self.eval, &self.stats]).chain(&self.truth)
     }
 
     /// Holds the header's statements against each other.
@@ -134,7 +138,7 @@ impl StoreHeader {
         )?;
         expect("key".to_owned(), self.key.clone(), self.identity.key())?;
         expect("dtype".to_owned(), format!("{:?}", self.dtype), format!("{:?}", self.identity.dtype))?;
-        let rows = (self.sequences as u64).checked_mul(self.identity.context_size as u64);
+        let rows = (self.sequences as u64).checked_mul(self.identity.context_size() as u64);
         expect("rows".to_owned(), self.rows.to_string(), count(rows))?;
         if self.rows == 0 || self.width == 0 || self.shards.is_empty() {
             expect("number of rows, width or shards".to_owned(), "0".to_owned(), "at least 1".to_owned())?;
@@ -152,7 +156,9 @@ impl StoreHeader {
         }
         expect("rows of all shards".to_owned(), count(total), self.rows.to_string())?;
         expect("file of the held-out part".to_owned(), self.eval.file.clone(), EVAL_FILE.to_owned())?;
-        expect("file of the statistics".to_owned(), self.stats.file.clone(), STATS_FILE.to_owned())
+        expect("file of the statistics".to_owned(), self.stats.file.clone(), STATS_FILE.to_owned())?;
+        let truth = self.truth.as_ref().map_or(TRUTH_FILE, |truth| &truth.file);
+        expect("file of the true features".to_owned(), truth.to_owned(), TRUTH_FILE.to_owned())
     }
 }
 
@@ -226,7 +232,7 @@ mod tests {
             version: FORMAT_VERSION,
             saesweep: "0.0.0".to_owned(),
             key: identity.key(),
-            label: StoreLabel { model: "m".to_owned(), hook: identity.hook.clone(), dataset: "d".to_owned() },
+            label: StoreLabel { model: "m".to_owned(), hook: "h".to_owned(), dataset: "d".to_owned() },
             dtype: identity.dtype,
             identity,
             width: 3,
@@ -236,6 +242,7 @@ mod tests {
             eval_sequences: 1,
             eval: entry(EVAL_FILE, 100),
             stats: entry(STATS_FILE, 100),
+            truth: None,
             shards: vec![
                 ShardEntry { entry: entry("train-00000.bin", 8 * 12), rows: 8, norm_sum: 1.0 },
                 ShardEntry { entry: entry("train-00001.bin", 4 * 12), rows: 4, norm_sum: 1.0 },

@@ -11,6 +11,8 @@
 //! | `loss_clean`, `loss_ablated` | (S, P-1) | next-token loss in nats, as is and with zeros at the hook |
 //! | `kl_ablated` | (S, P) | KL(model, model with zeros at the hook) in nats |
 //! | `special_ids` | (any) u32 | the tokenizer's special tokens |
+//!
+//! Rows that no language model made have no tokens and no losses: then there is `acts` alone.
 
 use super::error::StoreError;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -46,7 +48,7 @@ pub struct EvalView<'a> {
     pub context_size: usize,
     /// Activation width (D).
     pub width: usize,
-    /// Tokens (S, P).
+    /// Tokens (S, P); empty, as everything below but `acts`, for rows that no language model made.
     pub tokens: &'a [u32],
     /// Activations at the hook (S, P, D).
     pub acts: &'a [f32],
@@ -68,11 +70,32 @@ pub(super) struct EvalShape {
     pub(super) sequences: usize,
     pub(super) context_size: usize,
     pub(super) width: usize,
+    /// Whether a language model made it, so that there are tokens and losses.
+    pub(super) of_model: bool,
 }
 
 impl EvalPart {
+    /// Rows that no language model made.
+    pub fn of_rows(acts: Vec<f32>) -> Self {
+        Self {
+            context_size: 1,
+            tokens: Vec::new(),
+            acts,
+            carry: Vec::new(),
+            loss_clean: Vec::new(),
+            loss_ablated: Vec::new(),
+            kl_ablated: Vec::new(),
+            special_ids: Vec::new(),
+        }
+    }
+
     /// Checks all sizes against each other and against the store; returns the shape.
-    pub(super) fn shape(&self, context_size: usize, width: usize) -> Result<EvalShape, StoreError> {
+    pub(super) fn shape(
+        &self,
+        context_size: usize,
+        width: usize,
+        of_model: bool,
+    ) -> Result<EvalShape, StoreError> {
         let expect = |what: &str, found: usize, expected: usize| {
             if found == expected {
                 return Ok(());
@@ -80,29 +103,41 @@ impl EvalPart {
             Err(StoreError::Shape { what: format!("held-out `{what}`"), found, expected })
         };
         expect("context_size", self.context_size, context_size)?;
-        let sequences = self.tokens.len() / context_size;
+        let tokens = if of_model { self.tokens.len() } else { self.acts.len() / width };
+        let sequences = tokens / context_size;
         if sequences == 0 {
             return Err(StoreError::Empty { what: "held-out sequences" });
         }
         let (tokens, losses) = (sequences * context_size, sequences * (context_size - 1));
-        expect("tokens", self.tokens.len(), tokens)?;
         expect("acts", self.acts.len(), tokens * width)?;
+        if !of_model {
+            let others = [&self.loss_clean, &self.loss_ablated, &self.kl_ablated].map(Vec::len);
+            let found =
+                others.iter().sum::<usize>() + self.tokens.len() + self.carry.len() + self.special_ids.len();
+            expect("what only a model makes", found, 0)?;
+            return Ok(EvalShape { sequences, context_size, width, of_model });
+        }
+        expect("tokens", self.tokens.len(), tokens)?;
         for (i, (carry_width, values)) in self.carry.iter().enumerate() {
             expect(&carry_name(i), values.len(), tokens * carry_width)?;
         }
         expect("loss_clean", self.loss_clean.len(), losses)?;
         expect("loss_ablated", self.loss_ablated.len(), losses)?;
         expect("kl_ablated", self.kl_ablated.len(), tokens)?;
-        Ok(EvalShape { sequences, context_size, width })
+        Ok(EvalShape { sequences, context_size, width, of_model })
     }
 
     /// The bytes of `eval.safetensors`, for a checked part.
     pub(super) fn render(&self, shape: EvalShape) -> Vec<u8> {
-        let EvalShape { sequences: s, context_size: p, width: d } = shape;
+        let EvalShape { sequences: s, context_size: p, width: d, of_model } = shape;
         let ids =
             |values, shape: Vec<usize>| view(Dtype::U32, shape, bytemuck::cast_slice::<u32, u8>(values));
         let floats =
             |values, shape: Vec<usize>| view(Dtype::F32, shape, bytemuck::cast_slice::<f32, u8>(values));
+        if !of_model {
+            let acts = [("acts", floats(&self.acts, vec![s, p, d]))];
+            return safetensors::serialize(acts, None).expect("invariant: one tensor serialises");
+        }
         let mut tensors = vec![
             ("tokens".to_owned(), ids(&self.tokens, vec![s, p])),
             ("acts".to_owned(), floats(&self.acts, vec![s, p, d])),
@@ -121,7 +156,7 @@ impl EvalPart {
 impl<'a> EvalView<'a> {
     /// Reads the bytes of `eval.safetensors`, which start at an address divisible by 8; `path` is for messages.
     pub(super) fn parse(path: &Path, bytes: &'a [u8], shape: EvalShape) -> Result<Self, StoreError> {
-        let EvalShape { sequences: s, context_size: p, width: d } = shape;
+        let EvalShape { sequences: s, context_size: p, width: d, of_model } = shape;
         let bad = |reason: String| StoreError::BadPart { path: path.to_path_buf(), reason };
         let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
         let tensor = |name: &str, dtype: Dtype| {
@@ -148,6 +183,20 @@ impl<'a> EvalView<'a> {
         let ids = |name: &str, data: &'a [u8]| {
             bytemuck::try_cast_slice(data).map_err(|error| bad(format!("tensor `{name}`: {error}")))
         };
+        if !of_model {
+            return Ok(Self {
+                sequences: s,
+                context_size: p,
+                width: d,
+                tokens: &[],
+                acts: floats("acts", &[s, p, d])?,
+                carry: Vec::new(),
+                loss_clean: &[],
+                loss_ablated: &[],
+                kl_ablated: &[],
+                special_ids: &[],
+            });
+        }
         let mut carry = Vec::new();
         while let Ok(tensor) = file.tensor(&carry_name(carry.len())) {
             let carry_width = tensor.shape().last().copied().unwrap_or(0);

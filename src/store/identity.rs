@@ -4,7 +4,7 @@
 //! rows is part of it, anything else (paths, names, devices, threads) is not.
 
 use super::error::StoreError;
-use crate::trial::{SequenceSeparator, StoreDtype};
+use crate::trial::{SequenceSeparator, StoreDtype, ToyConfig};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,46 @@ const KEY_DIGITS: usize = 16;
 pub struct StoreIdentity {
     /// Version of the store format.
     pub format_version: u32,
+    /// Where the rows come from.
+    #[serde(flatten)]
+    pub source: SourceIdentity,
+    /// Training rows asked for.
+    pub tokens: u64,
+    /// Number format of the rows.
+    pub dtype: StoreDtype,
+    /// Rows shuffled together.
+    pub shuffle_buffer_rows: usize,
+    /// Seed of the shuffle.
+    pub shuffle_seed: u64,
+}
+
+/// What the rows of a store are, up to their number and format.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SourceIdentity {
+    /// Activations of a language model.
+    Model(ModelIdentity),
+    /// Toy data.
+    Toy {
+        /// All of its settings.
+        toy: ToyConfig,
+    },
+    /// Rows from files.
+    Files {
+        /// [`hash_files`] of each file, in the order in which they are read.
+        files: Vec<String>,
+        /// Tensor of safetensors files that was asked for; empty for the only one.
+        tensor: String,
+        /// Share that is held out.
+        eval_fraction: f64,
+        /// Held-out rows at most.
+        eval_rows: usize,
+    },
+}
+
+/// What the activations of a language model are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelIdentity {
     /// [`hash_files`] of the model's configuration, weights and tokenizer.
     pub model_hash: String,
     /// TransformerLens hook name.
@@ -36,17 +76,22 @@ pub struct StoreIdentity {
     pub eval_fraction: f64,
     /// Held-out tokens at most.
     pub eval_max_tokens: usize,
-    /// Training rows asked for.
-    pub tokens: u64,
-    /// Number format of the rows.
-    pub dtype: StoreDtype,
-    /// Rows shuffled together.
-    pub shuffle_buffer_rows: usize,
-    /// Seed of the shuffle.
-    pub shuffle_seed: u64,
 }
 
 impl StoreIdentity {
+    /// Rows in one sequence; rows that belong to no sequence are sequences of one.
+    pub fn context_size(&self) -> usize {
+        match &self.source {
+            SourceIdentity::Model(model) => model.context_size,
+            SourceIdentity::Toy { .. } | SourceIdentity::Files { .. } => 1,
+        }
+    }
+
+    /// Whether the rows are a language model's activations.
+    pub fn is_of_model(&self) -> bool {
+        matches!(self.source, SourceIdentity::Model(_))
+    }
+
     /// The name of the store: the first 16 hexadecimal digits of the BLAKE3 hash of the canonical form, which
     /// is this struct as JSON without white space, fields in the order of their declaration.
     pub fn key(&self) -> String {
@@ -108,6 +153,17 @@ pub(super) fn is_key(name: &str) -> bool {
 pub(super) fn sample_identity() -> StoreIdentity {
     StoreIdentity {
         format_version: super::FORMAT_VERSION,
+        source: SourceIdentity::Model(sample_model_identity()),
+        tokens: 1_000_000,
+        dtype: StoreDtype::Float32,
+        shuffle_buffer_rows: 8,
+        shuffle_seed: 7,
+    }
+}
+
+#[cfg(test)]
+fn sample_model_identity() -> ModelIdentity {
+    ModelIdentity {
         model_hash: "aa".repeat(32),
         hook: "blocks.0.hook_mlp_out".to_owned(),
         data_hash: "bb".repeat(32),
@@ -118,10 +174,6 @@ pub(super) fn sample_identity() -> StoreIdentity {
         disable_concat: false,
         eval_fraction: 0.02,
         eval_max_tokens: 1000,
-        tokens: 1_000_000,
-        dtype: StoreDtype::Float32,
-        shuffle_buffer_rows: 8,
-        shuffle_seed: 7,
     }
 }
 
@@ -137,19 +189,20 @@ mod tests {
 
     #[test]
     fn every_field_changes_the_key() {
-        let base = sample_identity();
+        let (base, model) = (sample_identity(), sample_model_identity());
+        let of_model = |model| StoreIdentity { source: SourceIdentity::Model(model), ..sample_identity() };
         let variants = [
             StoreIdentity { format_version: 2, ..base.clone() },
-            StoreIdentity { model_hash: "ab".repeat(32), ..base.clone() },
-            StoreIdentity { hook: "blocks.1.hook_mlp_out".to_owned(), ..base.clone() },
-            StoreIdentity { data_hash: "bc".repeat(32), ..base.clone() },
-            StoreIdentity { column: "story".to_owned(), ..base.clone() },
-            StoreIdentity { context_size: 8, ..base.clone() },
-            StoreIdentity { prepend_bos: false, ..base.clone() },
-            StoreIdentity { separator: SequenceSeparator::Eos, ..base.clone() },
-            StoreIdentity { disable_concat: true, ..base.clone() },
-            StoreIdentity { eval_fraction: 0.05, ..base.clone() },
-            StoreIdentity { eval_max_tokens: 1001, ..base.clone() },
+            of_model(ModelIdentity { model_hash: "ab".repeat(32), ..model.clone() }),
+            of_model(ModelIdentity { hook: "blocks.1.hook_mlp_out".to_owned(), ..model.clone() }),
+            of_model(ModelIdentity { data_hash: "bc".repeat(32), ..model.clone() }),
+            of_model(ModelIdentity { column: "story".to_owned(), ..model.clone() }),
+            of_model(ModelIdentity { context_size: 8, ..model.clone() }),
+            of_model(ModelIdentity { prepend_bos: false, ..model.clone() }),
+            of_model(ModelIdentity { separator: SequenceSeparator::Eos, ..model.clone() }),
+            of_model(ModelIdentity { disable_concat: true, ..model.clone() }),
+            of_model(ModelIdentity { eval_fraction: 0.05, ..model.clone() }),
+            of_model(ModelIdentity { eval_max_tokens: 1001, ..model.clone() }),
             StoreIdentity { tokens: 1_000_001, ..base.clone() },
             StoreIdentity { dtype: StoreDtype::Bfloat16, ..base.clone() },
             StoreIdentity { shuffle_buffer_rows: 9, ..base.clone() },

@@ -142,7 +142,7 @@ fn inspect_partial(dir: &Path) -> (StoreState, Option<StoreContent>) {
         Ok(manifest) => {
             let shards_done = manifest.shards.iter().flatten().count();
             let content = StoreContent {
-                rows: (manifest.sequences as u64).saturating_mul(manifest.identity.context_size as u64),
+                rows: (manifest.sequences as u64).saturating_mul(manifest.identity.context_size() as u64),
                 label: manifest.label,
                 width: manifest.width,
                 dtype: manifest.identity.dtype,
@@ -212,6 +212,7 @@ pub fn verify_with_progress(dir: &Path, on_bytes: &mut dyn FnMut(u64)) -> Result
         let store = Store::open_dir(dir)?;
         report.problems.extend(store.eval().err());
         report.problems.extend(store.stats().err());
+        report.problems.extend(store.truth().err());
     }
     Ok(report)
 }

@@ -1,4 +1,5 @@
-//! The activation store: the activations of one model at one hook over one data set, on disk.
+//! The activation store: the activations of one model at one hook over one data set, or rows from elsewhere,
+//! on disk.
 //!
 //! Written once by [`StoreWriter`], then immutable and read by any number of processes through [`Store`],
 //! which maps the files and so shares them through the page cache. It knows nothing of models or text: rows
@@ -12,6 +13,7 @@
 //!   train-00000.bin …         rows as raw little-endian numbers, row after row, nothing else
 //!   eval.safetensors          the held-out part: tokens, activations, losses (see `held_out.rs`)
 //!   stats.safetensors         mean vector and covariance, float64 (see `stats.rs`)
+//!   truth.safetensors         the true features of toy data (see `truth.rs`)
 //! <stores>/<key>.partial/     the same while it is being built, with manifest.json instead of header.json
 //! <stores>/<key>.lock         empty; its lock says who uses the store, its mtime when it was last used
 //! ```
@@ -41,6 +43,7 @@ mod identity;
 mod header;
 mod held_out;
 mod stats;
+mod truth;
 
 mod convert;
 mod disk;
@@ -57,7 +60,7 @@ mod writer;
 pub use error::StoreError;
 pub use header::{FORMAT_VERSION, FileEntry, ShardEntry, StoreHeader};
 pub use held_out::{EvalPart, EvalView};
-pub use identity::{StoreIdentity, StoreLabel, hash_files};
+pub use identity::{ModelIdentity, SourceIdentity, StoreIdentity, StoreLabel, hash_files};
 pub use lock::UseGuard;
 pub use manage::{
     StoreContent, StoreInfo, StoreState, VerifyReport, list, remove, verify, verify_with_progress,
@@ -66,4 +69,5 @@ pub use order::BatchOrder;
 pub use reader::Store;
 pub use shard::ShardPlan;
 pub use stats::{STATS_ROWS, Stats};
+pub use truth::{TruthPart, TruthView};
 pub use writer::{StoreWriter, WriterStart};

@@ -11,6 +11,7 @@ use super::{
     mapped::MappedRows,
     order::BatchOrder,
     stats::Stats,
+    truth::TruthView,
 };
 use memmap2::Mmap;
 use std::{
@@ -30,6 +31,7 @@ pub struct Store {
     rows: MappedRows,
     eval: Mmap,
     stats: Mmap,
+    truth: Option<Mmap>,
 }
 
 impl Store {
@@ -55,7 +57,8 @@ impl Store {
         let rows = MappedRows::open(dir, header.shards.iter(), header.width, header.dtype)?;
         let eval = disk::map(dir, &header.eval)?;
         let stats = disk::map(dir, &header.stats)?;
-        Ok(Self { dir: dir.to_path_buf(), header, rows, eval, stats })
+        let truth = header.truth.as_ref().map(|entry| disk::map(dir, entry)).transpose()?;
+        Ok(Self { dir: dir.to_path_buf(), header, rows, eval, stats, truth })
     }
 
     /// What the store says about itself.
@@ -100,8 +103,9 @@ impl Store {
     pub fn eval(&self) -> Result<EvalView<'_>, StoreError> {
         let shape = EvalShape {
             sequences: self.header.eval_sequences,
-            context_size: self.header.identity.context_size,
+            context_size: self.header.identity.context_size(),
             width: self.header.width,
+            of_model: self.header.identity.is_of_model(),
         };
         EvalView::parse(&self.dir.join(&self.header.eval.file), &self.eval, shape)
     }
@@ -109,6 +113,13 @@ impl Store {
     /// Statistics of the training rows.
     pub fn stats(&self) -> Result<Stats, StoreError> {
         Stats::parse(&self.dir.join(&self.header.stats.file), &self.stats, self.width())
+    }
+
+    /// The true features, where they are known.
+    pub fn truth(&self) -> Result<Option<TruthView<'_>>, StoreError> {
+        let (Some(entry), Some(bytes)) = (&self.header.truth, &self.truth) else { return Ok(None) };
+        TruthView::parse(&self.dir.join(&entry.file), bytes, self.width(), self.header.eval_sequences)
+            .map(Some)
     }
 
     /// Notes that the store is used now and keeps it from being removed while the guard lives.

@@ -89,8 +89,8 @@ fn not_finite(
         .position(|value| !value.is_finite())
         .expect("invariant: squares of finite float32 sum to a finite float64");
     let value = given[dimension];
-    let sequence = plan.sequences[row / identity.context_size];
-    let position = row % identity.context_size;
+    let sequence = plan.sequences[row / identity.context_size()];
+    let position = row % identity.context_size();
     if !value.is_finite() {
         return StoreError::NotFinite { value, sequence, position, dimension };
     }

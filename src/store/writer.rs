@@ -4,8 +4,8 @@ use super::{
     disk::{self, NewFile},
     error::StoreError,
     header::{
-        EVAL_FILE, FORMAT_VERSION, HEADER_FILE, MAGIC, STATS_FILE, ShardEntry, StoreHeader, no_seal,
-        shard_file,
+        EVAL_FILE, FORMAT_VERSION, HEADER_FILE, MAGIC, STATS_FILE, ShardEntry, StoreHeader, TRUTH_FILE,
+        no_seal, shard_file,
     },
     held_out::EvalPart,
     identity::{StoreIdentity, StoreLabel},
@@ -16,6 +16,7 @@ use super::{
     reader::Store,
     shard::{ShardPlan, write_rows},
     stats::{Moments, STATS_ROWS, Stats},
+    truth::TruthPart,
 };
 use crate::failpoint;
 use std::{
@@ -124,7 +125,7 @@ impl StoreWriter {
 
     /// Rows in all.
     pub fn rows_total(&self) -> u64 {
-        self.manifest.sequences as u64 * self.manifest.identity.context_size as u64
+        self.manifest.sequences as u64 * self.manifest.identity.context_size() as u64
     }
 
     /// The first shard that is yet to be written.
@@ -144,7 +145,7 @@ impl StoreWriter {
             return Err(StoreError::OutOfTurn { found: plan.index, expected });
         }
         let Manifest { identity, width, .. } = &self.manifest;
-        let n_rows = plan.sequences.len() * identity.context_size;
+        let n_rows = plan.sequences.len() * identity.context_size();
         if rows.len() != n_rows * width {
             let what = format!("shard {}", plan.index);
             return Err(StoreError::Shape { what, found: rows.len(), expected: n_rows * width });
@@ -158,13 +159,19 @@ impl StoreWriter {
 
     /// Adds the held-out part, takes the statistics and gives the store its name.
     pub fn finish(self, eval: EvalPart) -> Result<PathBuf, StoreError> {
+        self.finish_with(eval, None)
+    }
+
+    /// As [`Self::finish`], with the true features where they are known.
+    pub fn finish_with(self, eval: EvalPart, truth: Option<TruthPart>) -> Result<PathBuf, StoreError> {
         let Manifest { label, identity, width, sequences, shards, .. } = &self.manifest;
         let missing = shards.iter().filter(|shard| shard.is_none()).count();
         if missing > 0 {
             return Err(StoreError::Unfinished { missing, shards: shards.len() });
         }
         let shards: Vec<ShardEntry> = shards.iter().flatten().cloned().collect();
-        let eval_shape = eval.shape(identity.context_size, *width)?;
+        let eval_shape = eval.shape(identity.context_size(), *width, identity.is_of_model())?;
+        let truth_bytes = truth.map(|truth| truth.render(*width, eval_shape.sequences)).transpose()?;
         let eval_bytes = eval.render(eval_shape);
         drop(eval);
         let eval = disk::write_file(self.partial.join(EVAL_FILE), &eval_bytes)?;
@@ -175,6 +182,11 @@ impl StoreWriter {
         let (Moments { mean, covariance }, rows_seen) = Moments::of(&table, STATS_ROWS);
         let stats = Stats { mean_norm, mean, covariance, rows_seen };
         let stats = disk::write_file(self.partial.join(STATS_FILE), &stats.render())?;
+
+        let truth = match truth_bytes {
+            Some(bytes) => Some(disk::write_file(self.partial.join(TRUTH_FILE), &bytes)?),
+            None => None,
+        };
 
         let header = StoreHeader {
             checksum: no_seal(),
@@ -192,6 +204,7 @@ impl StoreWriter {
             eval_sequences: eval_shape.sequences,
             eval,
             stats,
+            truth,
             shards,
         };
         disk::write_file(self.partial.join(HEADER_FILE), &header.render())?;
@@ -215,7 +228,7 @@ fn plan(
     for (number, what) in [
         (width, "activation width"),
         (sequences, "training sequences"),
-        (identity.context_size, "tokens in a sequence"),
+        (identity.context_size(), "tokens in a sequence"),
     ] {
         if number == 0 {
             return Err(StoreError::Empty { what });
@@ -225,7 +238,7 @@ fn plan(
     if shards > MOST_SHARDS {
         return Err(StoreError::TooManyShards {
             shuffle_buffer_rows: identity.shuffle_buffer_rows,
-            rows: sequences as u64 * identity.context_size as u64,
+            rows: sequences as u64 * identity.context_size() as u64,
             shards,
             most: MOST_SHARDS,
         });
@@ -234,7 +247,7 @@ fn plan(
 }
 
 fn sequences_per_shard(identity: &StoreIdentity) -> usize {
-    (identity.shuffle_buffer_rows / identity.context_size).max(1)
+    (identity.shuffle_buffer_rows / identity.context_size()).max(1)
 }
 
 /// The folder of the store if it is there. One that is there and not whole is an error: its name says it is.

@@ -6,7 +6,7 @@
 use super::{RunData, TrialRow};
 
 /// Fidelity metrics for which a frontier against L0 is drawn.
-pub const FRONTIER_METRICS: [&str; 2] = ["ce_loss_score", "explained_variance"];
+pub const FRONTIER_METRICS: [&str; 4] = ["ce_loss_score", "explained_variance", "recovered_share", "mmcs"];
 
 /// The frontier of one fidelity metric against L0.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +46,7 @@ impl Frontier {
     }
 }
 
-/// Both frontiers of a run.
+/// The frontiers of a run, one for each of [`FRONTIER_METRICS`]; without points where no trial has the metric.
 pub fn frontiers(run: &RunData) -> Vec<Frontier> {
     FRONTIER_METRICS.into_iter().map(|metric| frontier(run, metric)).collect()
 }
@@ -142,8 +142,13 @@ mod tests {
     #[test]
     fn only_finished_trials_are_on_a_frontier() {
         let mut run = samples::grid_run();
-        for frontier in frontiers(&run) {
-            assert!(!frontier.points.is_empty());
+        let all = frontiers(&run);
+        assert_eq!(
+            all.iter().filter(|frontier| !frontier.points.is_empty()).count(),
+            2,
+            "as the sample has metrics"
+        );
+        for frontier in all {
             for point in &frontier.points {
                 assert_eq!(run.trials[point.row].outcome, Outcome::Done);
             }

@@ -186,6 +186,15 @@ impl RunData {
         self.varied_keys.iter().map(String::as_str).filter(|key| super::is_repeat_key(key))
     }
 
+    /// The L0 of the true features of the data that trials were evaluated on, where those are known; one value
+    /// for each store.
+    pub fn true_l0(&self) -> Vec<f64> {
+        let mut values: Vec<f64> = self.trials.iter().filter_map(|trial| trial.metric("true_l0")).collect();
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        values
+    }
+
     /// Whether `candidate` is better than `incumbent` by the objective.
     pub fn is_better(&self, candidate: f64, incumbent: f64) -> bool {
         match self.objective.goal {

@@ -4,14 +4,14 @@ use serde_json::Value;
 use std::cmp::Ordering;
 
 /// Keys that make the same choice again with other random numbers.
-const REPEAT_KEYS: &[&str] = &["train.seed", "train.data_seed", "store.shuffle_seed"];
+const REPEAT_KEYS: &[&str] = &["train.seed", "train.data_seed", "store.shuffle_seed", "activations.seed"];
 
 /// Keys that choose how sparse the latents are. Such an axis moves along the frontier of sparsity and
 /// fidelity; its best value by a fidelity metric alone says little.
 const SPARSITY_KEYS: &[&str] = &["sae.l1_coefficient", "sae.k", "sae.l0_coefficient", "sae.target_l0"];
 
 /// Sections in the order of a sweep file.
-const SECTIONS: &[&str] = &["model", "data", "store", "sae", "train", "eval"];
+const SECTIONS: &[&str] = &["activations", "model", "data", "store", "sae", "train", "eval"];
 
 /// Whether the key is a seed: trials that differ in nothing else are repeats.
 pub fn is_repeat_key(key: &str) -> bool {

@@ -41,6 +41,9 @@ struct Header {
     losses: [f64; 5],
     /// The bits of a BatchTopK's threshold, so that it comes back as it was.
     topk_threshold_bits: u64,
+    /// Steps that have moved it; earlier programs, which did not use the number, did not write it.
+    #[serde(default)]
+    topk_threshold_updates: u64,
     /// Bytes of `metrics.jsonl` up to this step.
     metrics_bytes: u64,
     /// BLAKE3 of `state.safetensors`.
@@ -104,6 +107,7 @@ pub(super) fn save(
             tokens_in_window: trainer.firing.tokens_in_window,
             losses: [losses.overall, losses.mse, losses.sparsity, losses.auxiliary, losses.l0],
             topk_threshold_bits: trainer.topk_threshold.to_bits(),
+            topk_threshold_updates: trainer.topk_threshold_updates,
             metrics_bytes,
             state_blake3: hash(&state)?,
         };
@@ -183,6 +187,7 @@ fn read(folder: &Path, job: &TrialJob, trainer: &mut Trainer, metrics_bytes: u64
     let [overall, mse, sparsity, auxiliary, l0] = header.losses;
     trainer.steps = header.step;
     trainer.topk_threshold = f64::from_bits(header.topk_threshold_bits);
+    trainer.topk_threshold_updates = header.topk_threshold_updates;
     trainer.losses = StepLosses { overall, mse, sparsity, auxiliary, l0 };
     Ok(header.metrics_bytes)
 }

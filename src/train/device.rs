@@ -6,7 +6,7 @@ use super::run::TrainError;
 use crate::{
     kernels::Isa,
     slot::{DeviceKind, SlotId},
-    trial::Architecture,
+    trial::{Architecture, SaeConfig, TrainConfig},
 };
 use candle_core::{Device, DeviceLocation};
 use std::panic;
@@ -44,8 +44,16 @@ impl Backend {
 }
 
 /// Whether SAEs of an architecture can be trained on a kind of device.
-pub fn can_train(kind: DeviceKind, architecture: &Architecture) -> bool {
+fn can_train(kind: DeviceKind, architecture: &Architecture) -> bool {
     kind == DeviceKind::Cpu || matches!(architecture, Architecture::Standard { .. })
+}
+
+/// What of a trial trains on the CPU only, as the subject of a sentence, if anything.
+pub fn cpu_only(sae: &SaeConfig, train: &TrainConfig) -> Option<String> {
+    if !can_train(DeviceKind::Cuda, &sae.architecture) {
+        return Some(format!("sae.architecture = {}", sae.architecture.name()));
+    }
+    train.options.first_on().map(|option| format!("an SAE with {option}"))
 }
 
 /// What came of looking for a device.

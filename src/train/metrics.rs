@@ -88,7 +88,7 @@ pub struct ExplainedVariance {
     pub pooled: f64,
     /// Mean over tokens of 1 - residual / variance.
     pub legacy: f64,
-    /// Unbiased standard deviation of the same.
+    /// Unbiased standard deviation of the same; NaN of less than two tokens, as the others are of none.
     pub legacy_std: f64,
 }
 
@@ -116,7 +116,7 @@ impl ExplainedVariance {
         let shares = || tokens.iter().map(|(residual, variance)| 1.0 - residual / variance);
         let legacy = shares().sum::<f64>() / n;
         let squares: f64 = shares().map(|share| (share - legacy).powi(2)).sum();
-        Self { pooled: 1.0 - residual / variance, legacy, legacy_std: (squares / (n - 1.0)).sqrt() }
+        Self { pooled: 1.0 - residual / variance, legacy, legacy_std: (squares / (n - 1.0).max(0.0)).sqrt() }
     }
 }
 

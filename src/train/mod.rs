@@ -5,22 +5,29 @@
 //! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or, for standard SAEs, on a
 //! GPU: [`Backend`].
 
+mod centre;
 mod checkpoint;
 mod device;
+mod filter;
 mod firing;
 mod metrics;
+#[cfg(test)]
+mod options_tests;
+mod prepare;
+mod resample;
 #[cfg(test)]
 mod resume_tests;
 mod run;
 mod schedules;
 mod steps;
 mod tensor_step;
+mod threshold;
 mod trainer;
 
 pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
-pub use device::{Backend, Probe, build_command, can_train, probe};
+pub use device::{Backend, Probe, build_command, cpu_only, probe};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
 pub use run::{Hooks, TrainError, TrainOutcome, train};
-pub use schedules::{learning_rate, sparsity_coefficient};
+pub use schedules::{annealed_k, learning_rate, sparsity_coefficient};
 pub use trainer::{StepReport, Trained, Trainer};

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     kernels::Pool,
-    sae::Normalizer,
+    sae::{self, Normalizer},
     trial::{Architecture, SaeConfig, TrialJob},
 };
 use candle_core::Device;
@@ -20,10 +20,10 @@ use std::{
     path::Path,
 };
 
-const D: usize = 6;
-const STEPS: u64 = 20;
+pub(super) const D: usize = 6;
+pub(super) const STEPS: u64 = 20;
 
-fn job() -> TrialJob {
+pub(super) fn job() -> TrialJob {
     serde_json::from_value(json!({
         "id": "0123456789ab", "store_key": "0123456789abcdef",
         "run": {
@@ -53,14 +53,14 @@ fn job() -> TrialJob {
     .unwrap()
 }
 
-fn batch(step: u64, out: &mut [f32]) {
+pub(super) fn batch(step: u64, out: &mut [f32]) {
     for (i, x) in out.iter_mut().enumerate() {
         let at = (step as usize * 131 + i * 37) % 101;
         *x = (at as f32 / 30.0 - 1.5) * (1.0 + (i % D) as f32 / 3.0);
     }
 }
 
-fn jumprelu_sae() -> SaeConfig {
+pub(super) fn jumprelu_sae() -> SaeConfig {
     serde_json::from_value(json!({
         "architecture": "jumprelu", "d_sae": 10, "apply_b_dec_to_input": true,
         "normalize_activations": "none", "decoder_init_norm": 0.1, "jumprelu_init_threshold": 0.1,
@@ -71,7 +71,7 @@ fn jumprelu_sae() -> SaeConfig {
     .unwrap()
 }
 
-fn matryoshka_sae() -> SaeConfig {
+pub(super) fn matryoshka_sae() -> SaeConfig {
     let architecture = Architecture::MatryoshkaBatchTopK {
         k: 2.0,
         topk_threshold_lr: 0.1,
@@ -83,12 +83,12 @@ fn matryoshka_sae() -> SaeConfig {
     SaeConfig { architecture, ..topk_sae() }
 }
 
-fn gated_sae() -> SaeConfig {
+pub(super) fn gated_sae() -> SaeConfig {
     let architecture = Architecture::Gated { l1_coefficient: 0.5, l1_warm_up_steps: 3 };
     SaeConfig { architecture, ..topk_sae() }
 }
 
-fn batch_topk_sae() -> SaeConfig {
+pub(super) fn batch_topk_sae() -> SaeConfig {
     let architecture = Architecture::BatchTopK {
         k: 1.7,
         topk_threshold_lr: 0.1,
@@ -98,7 +98,7 @@ fn batch_topk_sae() -> SaeConfig {
     SaeConfig { architecture, ..topk_sae() }
 }
 
-fn topk_sae() -> SaeConfig {
+pub(super) fn topk_sae() -> SaeConfig {
     serde_json::from_value(json!({
         "architecture": "topk", "d_sae": 10, "apply_b_dec_to_input": false, "normalize_activations": "none",
         "decoder_init_norm": 0.1, "k": 2, "aux_loss_coefficient": 1.0, "rescale_acts_by_decoder_norm": true
@@ -107,18 +107,18 @@ fn topk_sae() -> SaeConfig {
 }
 
 /// What a run is told, and what it reported.
-struct Call<'a> {
+pub(super) struct Call<'a> {
     folder: &'a Path,
     job: &'a TrialJob,
     stop_at: Option<u64>,
     die_at: Option<u64>,
     break_batch: Option<(u64, f32)>,
-    from_step: u64,
-    backend: Backend,
+    pub(super) from_step: u64,
+    pub(super) backend: Backend,
 }
 
 impl<'a> Call<'a> {
-    fn new(folder: &'a Path, job: &'a TrialJob) -> Self {
+    pub(super) fn new(folder: &'a Path, job: &'a TrialJob) -> Self {
         Self {
             folder,
             job,
@@ -147,7 +147,11 @@ impl<'a> Call<'a> {
         run(
             self.folder,
             self.job,
-            Source { d_in: D, normalizer: Normalizer::Scale(0.7), read: &read },
+            Source {
+                start: sae::init(&self.job.config.sae, D, self.job.config.train.seed).into(),
+                normalizer: Normalizer::Scale(0.7),
+                read: &read,
+            },
             &Pool::new(1),
             &self.backend,
             Hooks {
@@ -169,13 +173,13 @@ impl<'a> Call<'a> {
     }
 
     /// Runs until it dies as a killed process does: nothing is tidied up.
-    fn run_until_killed(&mut self, at: u64) {
+    pub(super) fn run_until_killed(&mut self, at: u64) {
         self.die_at = Some(at);
         assert!(catch_unwind(AssertUnwindSafe(|| self.run())).is_err());
         self.die_at = None;
     }
 
-    fn finish(&mut self) -> (Trained, Vec<u8>) {
+    pub(super) fn finish(&mut self) -> (Trained, Vec<u8>) {
         let outcome = self.run().unwrap();
         let TrainOutcome::Finished { trained, steps, from_step, .. } = outcome else { panic!("{outcome:?}") };
         assert_eq!((steps, from_step), (STEPS, self.from_step));
@@ -183,7 +187,7 @@ impl<'a> Call<'a> {
     }
 }
 
-fn undisturbed(job: &TrialJob) -> (Trained, Vec<u8>) {
+pub(super) fn undisturbed(job: &TrialJob) -> (Trained, Vec<u8>) {
     let temp = tempfile::tempdir().unwrap();
     Call::new(temp.path(), job).finish()
 }

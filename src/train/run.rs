@@ -4,11 +4,12 @@ use super::{
     checkpoint::{self, CHECKPOINT_FOLDER},
     device::Backend,
     metrics::{LogLine, METRICS_FILE, MetricsFile},
+    prepare::prepare,
     trainer::{Trained, Trainer},
 };
 use crate::{
     kernels::Pool,
-    sae::{self, Normalizer},
+    sae::{self, Normalizer, Sae, Start, StartProblem},
     store::{BatchOrder, Store, StoreError},
     trial::{Architecture, NormalizeActivations, SparsityLossMode, TrialConfig, TrialJob},
 };
@@ -75,6 +76,9 @@ pub enum TrainError {
         /// What is wrong with it.
         problem: String,
     },
+    /// It cannot start from the SAE it is to start from.
+    #[error("the trial cannot start from the SAE of sae.init_from: {0}")]
+    Start(#[from] StartProblem),
     /// Settings that do not go together.
     #[error("{0}")]
     Setting(String),
@@ -104,7 +108,8 @@ pub enum TrainError {
     },
 }
 
-/// Trains the trial of `folder` on `store`, from its checkpoint if it has one.
+/// Trains the trial of `folder` on `store`, from its checkpoint if it has one; the first time from `start`, or
+/// from weights drawn by the trial's seed.
 ///
 /// The same trial on the same store leaves the same weights and the same `metrics.jsonl`, however often it
 /// was interrupted, as long as it runs with the same instruction set, or on the same kind of GPU.
@@ -112,6 +117,7 @@ pub fn train(
     folder: &Path,
     job: &TrialJob,
     store: &Store,
+    start: Option<Sae>,
     pool: &Pool,
     backend: &Backend,
     hooks: Hooks<'_>,
@@ -125,7 +131,14 @@ pub fn train(
         store.read_batch(&order, step, out);
         Ok(())
     };
-    run(folder, job, Source { d_in, normalizer, read: &read }, pool, backend, hooks)
+    let start = match start {
+        Some(sae) => {
+            sae::check_start(&sae, &config.sae, d_in)?;
+            sae::start(sae, &config.sae, &normalizer, pool)
+        }
+        None => sae::init(&config.sae, d_in, config.train.seed).into(),
+    };
+    run(folder, job, Source { start, normalizer, read: &read }, pool, backend, hooks)
 }
 
 /// Settings that no step could honour.
@@ -198,14 +211,14 @@ fn normalizer(store: &Store, config: &TrialConfig, key: &str) -> Result<Normaliz
 /// Reads the batch of a step.
 pub(super) type ReadBatch<'a> = dyn Fn(u64, &mut [f32]) -> Result<(), TrainError> + 'a;
 
-/// Where batches come from, and what they are like.
+/// What a run is fed with.
 pub(super) struct Source<'a> {
-    pub(super) d_in: usize,
+    pub(super) start: Start,
     pub(super) normalizer: Normalizer,
     pub(super) read: &'a ReadBatch<'a>,
 }
 
-/// [`train`] with batches from anywhere.
+/// [`train`] with batches and a start from anywhere.
 pub(super) fn run(
     folder: &Path,
     job: &TrialJob,
@@ -214,11 +227,13 @@ pub(super) fn run(
     backend: &Backend,
     hooks: Hooks<'_>,
 ) -> Result<TrainOutcome, TrainError> {
-    let Source { d_in, normalizer, read: read_batch } = source;
+    let Source { start, normalizer, read: read_batch } = source;
     let (sae, train) = (&job.config.sae, &job.config.train);
-    let params = sae::init(sae, d_in, train.seed);
-    let mut trainer = Trainer::new(sae, train, d_in, params, normalizer, pool);
+    let d_in = start.params.d_in();
+    let mut trainer = Trainer::new(sae, train, d_in, start.params, normalizer, pool);
+    trainer.topk_threshold = start.topk_threshold;
     let mut metrics = resume(folder, job, &mut trainer)?;
+    prepare(&mut trainer, read_batch, pool)?;
     if let Backend::Tensors(device) = backend {
         trainer.move_to(device)?;
     }

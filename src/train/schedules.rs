@@ -3,7 +3,7 @@
 //! Steps are counted from 0. Schedules are laid out over `floor(tokens / batch)` steps; when the tokens do
 //! not divide, the run has one step more, which the formulas cover too.
 
-use crate::trial::{LrScheduler, TrainConfig};
+use crate::trial::{LrScheduler, TrainConfig, TrainOptions};
 use std::f64::consts::PI;
 
 /// Learning rate of step `t`: linear warm-up that ends at the peak with its last step, the main shape, and
@@ -44,6 +44,17 @@ pub fn sparsity_coefficient(last: f64, warm_up_steps: u64, t: u64) -> f64 {
     if t < warm_up_steps { last * (t as f64 / warm_up_steps as f64) } else { last }
 }
 
+/// k of step `t`, as `dictionary_learning` anneals it: from its start, the width of activations unless that is
+/// set, down to `k` in a line that ends with step `k_anneal_steps`. It never lies below `k` or above `d_sae`.
+pub fn annealed_k(options: &TrainOptions, k: f64, d_in: usize, d_sae: usize, t: u64) -> f64 {
+    if t >= options.k_anneal_steps {
+        return k;
+    }
+    let start = if options.k_start == 0 { d_in as f64 } else { options.k_start as f64 };
+    let done = t as f64 / options.k_anneal_steps as f64;
+    (start * (1.0 - done) + k * done).min(d_sae as f64).max(k)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +76,7 @@ mod tests {
             data_seed: 0,
             dead_feature_window: 10,
             feature_sampling_window: 10,
+            options: TrainOptions::default(),
         }
     }
 
@@ -83,6 +95,20 @@ mod tests {
         let l1: Vec<f64> = (0..5).map(|t| sparsity_coefficient(6.0, 3, t)).collect();
         assert_eq!(l1, [0.0, 2.0, 4.0, 6.0, 6.0]);
         assert_eq!(sparsity_coefficient(6.0, 0, 0), 6.0);
+    }
+
+    #[test]
+    fn k_falls_in_a_line() {
+        let ks = |options: TrainOptions| -> Vec<f64> {
+            (0..6).map(|t| annealed_k(&options, 4.0, 12, 16, t)).collect()
+        };
+        let annealed = |k_start| ks(TrainOptions { k_anneal_steps: 4, k_start, ..TrainOptions::default() });
+        assert_eq!(annealed(0), [12.0, 10.0, 8.0, 6.0, 4.0, 4.0]);
+        assert_eq!(annealed(10), [10.0, 8.5, 7.0, 5.5, 4.0, 4.0]);
+        // No more than there are, no less than k.
+        assert_eq!(annealed(20), [16.0, 16.0, 12.0, 8.0, 4.0, 4.0]);
+        assert_eq!(annealed(2), [4.0; 6]);
+        assert_eq!(ks(TrainOptions::default()), [4.0; 6]);
     }
 
     proptest! {

@@ -1,6 +1,9 @@
 //! What each architecture does in a step, and the names of its own losses.
 
-use super::{schedules::sparsity_coefficient, trainer::Trainer};
+use super::{
+    schedules::{annealed_k, sparsity_coefficient},
+    trainer::Trainer,
+};
 use crate::{
     kernels::{
         BatchTopKStep, GatedStep, JumpReluStep, Pool, SparsityMode, StandardStep, StepLosses, TopKStep,
@@ -18,6 +21,10 @@ impl Trainer {
     pub(super) fn gradients(&mut self, pool: &Pool) -> StepLosses {
         let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
         let window = self.train.dead_feature_window;
+        let options = &self.train.options;
+        let normalize_aux_loss = options.normalize_aux_loss;
+        let (d_in, d_sae, t) = (self.params.d_in(), self.sae.d_sae, self.steps);
+        let annealed = |k: f64| annealed_k(options, k, d_in, d_sae, t);
         let Self { ws, params, scaled: x, grads, firing, dead, steps, .. } = self;
         match self.sae.architecture {
             Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } => {
@@ -31,13 +38,23 @@ impl Trainer {
                 gated_step(pool, ws, params, &step, x, grads)
             }
             Architecture::TopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
-                let step =
-                    TopKStep { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, apply_b_dec_to_input };
+                let step = TopKStep {
+                    k: annealed(k as f64) as usize,
+                    aux_loss_coefficient,
+                    normalize_aux_loss,
+                    rescale_acts_by_decoder_norm,
+                    apply_b_dec_to_input,
+                };
                 topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
             }
             Architecture::AbsTopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
-                let step =
-                    TopKStep { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, apply_b_dec_to_input };
+                let step = TopKStep {
+                    k: annealed(k as f64) as usize,
+                    aux_loss_coefficient,
+                    normalize_aux_loss,
+                    rescale_acts_by_decoder_norm,
+                    apply_b_dec_to_input,
+                };
                 abs_topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
             }
             Architecture::BatchTopK {
@@ -47,15 +64,14 @@ impl Trainer {
                 rescale_acts_by_decoder_norm,
             } => {
                 let step = BatchTopKStep {
-                    k,
+                    k: annealed(k),
                     aux_loss_coefficient,
+                    normalize_aux_loss,
                     rescale_acts_by_decoder_norm,
                     apply_b_dec_to_input,
                 };
                 let losses = batch_topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads);
-                if let Some(least) = ws.smallest_kept() {
-                    self.topk_threshold = (1.0 - rate) * self.topk_threshold + rate * f64::from(least);
-                }
+                self.follow_least_kept(rate);
                 losses
             }
             Architecture::MatryoshkaBatchTopK {
@@ -67,16 +83,15 @@ impl Trainer {
                 use_matryoshka_aux_loss: by_level,
             } => {
                 let step = BatchTopKStep {
-                    k,
+                    k: annealed(k),
                     aux_loss_coefficient,
+                    normalize_aux_loss,
                     rescale_acts_by_decoder_norm,
                     apply_b_dec_to_input,
                 };
                 let dead = firing.dead(window, dead);
                 let losses = matryoshka_step(pool, ws, params, &step, widths, by_level, dead, x, grads);
-                if let Some(least) = ws.smallest_kept() {
-                    self.topk_threshold = (1.0 - rate) * self.topk_threshold + rate * f64::from(least);
-                }
+                self.follow_least_kept(rate);
                 losses
             }
             Architecture::JumpRelu {
@@ -111,10 +126,25 @@ impl Trainer {
 
     /// The architecture's own losses of the last step, and what else it logs.
     pub(super) fn own_values(&self) -> (Values, Values) {
+        let (losses, mut details) = self.values_of_architecture();
+        let k = match self.sae.architecture {
+            _ if self.train.options.k_anneal_steps == 0 => None,
+            Architecture::TopK { k, .. } | Architecture::AbsTopK { k, .. } => Some(k as f64),
+            Architecture::BatchTopK { k, .. } | Architecture::MatryoshkaBatchTopK { k, .. } => Some(k),
+            _ => None,
+        };
+        if let Some(k) = k {
+            let k = annealed_k(&self.train.options, k, self.params.d_in(), self.sae.d_sae, self.steps);
+            details.push(("details/k".into(), k));
+        }
+        (losses, details)
+    }
+
+    fn values_of_architecture(&self) -> (Values, Values) {
         let StepLosses { sparsity, auxiliary, .. } = self.losses;
         let coefficient = |last, warm_up_steps| sparsity_coefficient(last, warm_up_steps, self.steps);
         let with_threshold = |losses: Vec<(&'static str, f64)>| {
-            (named(losses), named([("metrics/topk_threshold", self.topk_threshold)]))
+            (named(losses), named([("metrics/topk_threshold", self.threshold_now())]))
         };
         match self.sae.architecture {
             Architecture::Standard { l1_coefficient: last, l1_warm_up_steps, .. } => (

@@ -4,7 +4,8 @@
 //! batches of another implementation. Both go through the same code.
 
 use super::{
-    device::can_train,
+    device::cpu_only,
+    filter::NormFilter,
     firing::Firing,
     metrics::{ExplainedVariance, LogLine},
     run::TrainError,
@@ -14,7 +15,6 @@ use super::{
 use crate::{
     kernels::{self, AdamStep, Params, Pool, Shape, StandardStep, StepLosses, Workspace},
     sae::{self, Normalizer, RowScales, Sae},
-    slot::DeviceKind,
     trial::{Architecture, NormalizeActivations, SaeConfig, TrainConfig},
 };
 use candle_core::Device;
@@ -32,7 +32,7 @@ pub struct Trainer {
     pub(super) sae: SaeConfig,
     pub(super) train: TrainConfig,
     d_in: usize,
-    normalizer: Normalizer,
+    pub(super) normalizer: Normalizer,
     /// Weights in the scaled space.
     pub params: Params,
     /// Adam's first moments.
@@ -47,6 +47,10 @@ pub struct Trainer {
     pub losses: StepLosses,
     /// Where a BatchTopK's threshold has come to: a moving average of the least value kept, from 0.
     pub topk_threshold: f64,
+    /// Steps that have moved it.
+    pub topk_threshold_updates: u64,
+    /// Which rows are trained on, where not all are.
+    pub(super) filter: Option<NormFilter>,
     pub(super) grads: Params,
     pub(super) ws: Workspace,
     /// Flags of the dead latents, (F), where the last step needed them.
@@ -110,6 +114,10 @@ impl Trainer {
         let shape = Shape { d_in, d_sae: sae.d_sae, batch: train.batch_size };
         let batch = train.batch_size * d_in;
         let target = if normalizer.is_per_row() { vec![0.0; batch] } else { Vec::new() };
+        let mut params = params;
+        if train.options.normalize_sae_decoder {
+            kernels::set_unit_rows(pool, &mut params);
+        }
         Self {
             sae: sae.clone(),
             train: train.clone(),
@@ -123,6 +131,8 @@ impl Trainer {
             steps: 0,
             losses: StepLosses::default(),
             topk_threshold: 0.0,
+            topk_threshold_updates: 0,
+            filter: None,
             ws: Workspace::new(shape, pool),
             dead: Vec::new(),
             scaled: vec![0.0; batch],
@@ -136,13 +146,11 @@ impl Trainer {
     /// Goes on with candle tensors on `device`. Weights and moments stay there from now on.
     ///
     /// # Errors
-    /// Only standard SAEs train on tensors; or the device has not the memory.
+    /// Only standard SAEs without options beyond SAELens train on tensors; or the device has not the memory.
     pub fn move_to(&mut self, device: &Device) -> Result<(), TrainError> {
-        let kind = if device.is_metal() { DeviceKind::Metal } else { DeviceKind::Cuda };
-        if !can_train(kind, &self.sae.architecture) {
+        if let Some(what) = cpu_only(&self.sae, &self.train) {
             return Err(TrainError::Setting(format!(
-                "sae.architecture = {} trains on the CPU so far; set devices.use = [\"cpu\"]",
-                self.sae.architecture.name()
+                "{what} trains on the CPU so far; set devices.use = [\"cpu\"]"
             )));
         }
         self.tensors = Some(TensorTrainer::new([&self.params, &self.m, &self.v], device)?);
@@ -165,8 +173,20 @@ impl Trainer {
     /// # Errors
     /// The device fails, in a run on one.
     pub fn step(&mut self, pool: &Pool, x: &[f32]) -> Result<StepReport, TrainError> {
-        assert_eq!(x.len(), self.scaled.len(), "a batch has train.batch_size rows");
+        assert_eq!(x.len(), self.train.batch_size * self.d_in, "a batch has train.batch_size rows");
         self.firing.begin_step(self.steps, self.train.feature_sampling_window);
+        let x = self.filter.as_mut().map_or(x, |filter| filter.keep(x, self.d_in));
+        if x.is_empty() {
+            // All were left out: nothing to learn, and nothing that did not fire.
+            self.scaled.clear();
+            self.steps += 1;
+            return Ok(StepReport { losses: self.losses, grad_norm: 0.0 });
+        }
+        let n_rows = x.len() / self.d_in;
+        self.scaled.resize(x.len(), 0.0);
+        if self.normalizer.is_per_row() {
+            self.target.resize(x.len(), 0.0);
+        }
         self.normalizer.apply(pool, x, self.d_in, &mut self.scaled, &mut self.scales);
         let is_aimed = self.normalizer.targets(
             &self.scaled,
@@ -183,15 +203,25 @@ impl Trainer {
         }
         let losses = self.gradients(pool);
         self.losses = losses;
-        let report = StepReport { losses, grad_norm: self.ws.grad_norm() };
+        let keeps_norms = self.train.options.normalize_sae_decoder;
+        let grad_norm = if keeps_norms {
+            kernels::remove_parallel(pool, &self.params, &mut self.grads)
+        } else {
+            self.ws.grad_norm()
+        };
+        let report = StepReport { losses, grad_norm };
         if !report.is_finite() {
             return Ok(report);
         }
-        self.firing.count(self.ws.fired(), self.train.batch_size);
+        self.firing.count(self.ws.fired(), n_rows);
         let adam = self.adam();
         let Self { params, grads, m, v, .. } = self;
         kernels::adam(pool, params, grads, m, v, &adam, report.grad_norm);
+        if keeps_norms {
+            kernels::set_unit_rows(pool, params);
+        }
         self.steps += 1;
+        self.resample_if_due();
         Ok(report)
     }
 
@@ -232,6 +262,12 @@ impl Trainer {
         Ok(report)
     }
 
+    /// What the last step's reconstruction was compared with (B, D), and the weight of each row's error, where they
+    /// have weights.
+    pub(super) fn last_aim(&self) -> (&[f32], &[f32]) {
+        if self.normalizer.is_per_row() { (&self.target, &self.weight) } else { (&self.scaled, &[]) }
+    }
+
     /// Gradients of the last step, before they were clipped. Empty in a run on a device.
     pub fn last_gradients(&self) -> &Params {
         &self.grads
@@ -246,6 +282,7 @@ impl Trainer {
             Some(tensors) => tensors.reconstruction()?.into(),
             None => self.ws.reconstruction().into(),
         };
+        let x = self.filter.as_ref().map_or(x, NormFilter::kept);
         let explained = if self.normalizer.is_per_row() {
             // These modes are undone on the reconstruction: compare with the rows as they came.
             self.normalizer.undo(&self.scales, self.d_in, x_hat.to_mut());
@@ -275,9 +312,9 @@ impl Trainer {
     /// The device fails, in a run on one.
     pub fn finish(mut self, pool: &Pool) -> Result<Trained, TrainError> {
         self.download()?;
+        let mut topk_threshold = self.threshold_now();
         let mut cfg = self.sae;
         let mut params = self.params;
-        let mut topk_threshold = self.topk_threshold;
         if let Normalizer::Whiten { whitening, .. } = &self.normalizer {
             if let Some(rescale @ true) = cfg.architecture.rescale_acts_by_decoder_norm() {
                 // Undoing the whitening changes the decoder's norms, and with them the choice of the k

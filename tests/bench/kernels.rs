@@ -261,6 +261,7 @@ impl Problem {
                 let step = TopKStep {
                     k: self.l0,
                     aux_loss_coefficient: 1.0,
+                    normalize_aux_loss: false,
                     rescale_acts_by_decoder_norm: true,
                     apply_b_dec_to_input: false,
                 };
@@ -270,6 +271,7 @@ impl Problem {
                 let step = TopKStep {
                     k: self.l0,
                     aux_loss_coefficient: 1.0,
+                    normalize_aux_loss: false,
                     rescale_acts_by_decoder_norm: true,
                     apply_b_dec_to_input: false,
                 };
@@ -279,6 +281,7 @@ impl Problem {
                 let step = BatchTopKStep {
                     k: self.l0 as f64,
                     aux_loss_coefficient: 1.0,
+                    normalize_aux_loss: false,
                     rescale_acts_by_decoder_norm: true,
                     apply_b_dec_to_input: false,
                 };

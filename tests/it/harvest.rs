@@ -1,6 +1,6 @@
 //! Model + data → store, with tiny models.
 
-use super::small_trial::small_trial;
+use super::small_trial::{data_of, model_of, small_trial};
 use candle_core::{Device, Tensor};
 use saesweep::{
     data::{Encode, Packed, pack},
@@ -25,9 +25,10 @@ fn model_folder(name: &str) -> PathBuf {
 
 fn config(hook: &str) -> TrialConfig {
     let mut config = small_trial();
-    config.model.hook = hook.to_owned();
-    config.data.context_size = 10;
-    (config.data.eval_fraction, config.data.eval_max_tokens) = (0.2, 60);
+    model_of(&mut config).hook = hook.to_owned();
+    let data = data_of(&mut config);
+    data.context_size = 10;
+    (data.eval_fraction, data.eval_max_tokens) = (0.2, 60);
     config.store.tokens = 205;
     config
 }
@@ -71,8 +72,9 @@ impl Encode for Plain<'_> {
 
 fn packed(model: &Model, files: &[PathBuf], cfg: &TrialConfig) -> Packed {
     let encode = Plain(model.tokenizer().unwrap());
-    let wanted = cfg.store.tokens.div_ceil(cfg.data.context_size as u64) as usize;
-    pack(files, &cfg.data, wanted, Some(&encode), model.config().vocab_size).unwrap()
+    let (_, data) = cfg.source.model().unwrap();
+    let wanted = cfg.store.tokens.div_ceil(data.context_size as u64) as usize;
+    pack(files, data, wanted, Some(&encode), model.config().vocab_size).unwrap()
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f32> {
@@ -232,7 +234,7 @@ fn store_that_is_there_is_not_built_again() {
     };
     cfg.train.lr = 1.0;
     cfg.sae.d_sae = 99;
-    cfg.model.name = "the same model under another name".to_owned();
+    model_of(&mut cfg).name = "the same model under another name".to_owned();
     assert_eq!(ensure_store(&stores, &model, &files, &cfg, &mut note).unwrap(), first);
     assert_eq!(phases, [HarvestPhase::Hashing]);
     // It may still be too small for what a trial wants.
@@ -249,14 +251,14 @@ fn identity_names_everything_that_makes_a_store() {
         |model: &Path, files: &[PathBuf], cfg: &TrialConfig| store_identity(model, files, cfg).unwrap().key();
     let mut keys = vec![key(&model, &files, &cfg), key(&model_folder("qwen2"), &files, &cfg)];
     let changes: [fn(&mut TrialConfig); 13] = [
-        |cfg| cfg.model.hook = "blocks.0.hook_resid_pre".to_owned(),
-        |cfg| cfg.data.column = "text".to_owned(),
-        |cfg| cfg.data.context_size = 11,
-        |cfg| cfg.data.prepend_bos = false,
-        |cfg| cfg.data.sequence_separator_token = SequenceSeparator::None,
-        |cfg| cfg.data.disable_concat_sequences = true,
-        |cfg| cfg.data.eval_fraction = 0.3,
-        |cfg| cfg.data.eval_max_tokens = 61,
+        |cfg| model_of(cfg).hook = "blocks.0.hook_resid_pre".to_owned(),
+        |cfg| data_of(cfg).column = "text".to_owned(),
+        |cfg| data_of(cfg).context_size = 11,
+        |cfg| data_of(cfg).prepend_bos = false,
+        |cfg| data_of(cfg).sequence_separator_token = SequenceSeparator::None,
+        |cfg| data_of(cfg).disable_concat_sequences = true,
+        |cfg| data_of(cfg).eval_fraction = 0.3,
+        |cfg| data_of(cfg).eval_max_tokens = 61,
         |cfg| cfg.store.tokens = 206,
         |cfg| cfg.store.dtype = StoreDtype::Bfloat16,
         |cfg| cfg.store.shuffle_buffer_rows = 65,
@@ -301,7 +303,7 @@ fn what_cannot_be_harvested_is_said_before_anything_is_written() {
         &["no hook `blocks.0.hook_mlp_oot`", "blocks.0.hook_mlp_out"],
     );
     let mut long = cfg.clone();
-    long.data.context_size = 100_000;
+    data_of(&mut long).context_size = 100_000;
     check(&model, &files, &long, &["data.context_size is 100000, and model `org/model` takes at most"]);
     let mut large = cfg.clone();
     large.train.batch_size = 4096;

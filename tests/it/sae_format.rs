@@ -33,6 +33,26 @@ fn gated() -> Architecture {
     Architecture::Gated { l1_coefficient: 0.5, l1_warm_up_steps: 3 }
 }
 
+fn batch_topk(k: f64, rescale_acts_by_decoder_norm: bool) -> Architecture {
+    Architecture::BatchTopK {
+        k,
+        topk_threshold_lr: 0.5,
+        aux_loss_coefficient: 1.0,
+        rescale_acts_by_decoder_norm,
+    }
+}
+
+fn matryoshka(widths: &[usize]) -> Architecture {
+    Architecture::MatryoshkaBatchTopK {
+        k: 8.0,
+        topk_threshold_lr: 0.5,
+        aux_loss_coefficient: 1.0,
+        rescale_acts_by_decoder_norm: true,
+        matryoshka_widths: widths.to_vec(),
+        use_matryoshka_aux_loss: true,
+    }
+}
+
 fn jumprelu() -> Architecture {
     Architecture::JumpRelu {
         jumprelu_init_threshold: 0.02,
@@ -225,7 +245,16 @@ fn the_settings_file_has_what_sae_lens_needs() {
 
 #[test]
 fn folders_of_sae_lens_are_read() {
-    for name in ["standard", "standard_bfloat16", "topk", "jumprelu_trained", "gated", "abstopk"] {
+    for name in [
+        "standard",
+        "standard_bfloat16",
+        "topk",
+        "jumprelu_trained",
+        "gated",
+        "abstopk",
+        "before_6_standard",
+        "before_6_topk",
+    ] {
         let folder = Path::new(FIXTURES).join(name);
         let sae = load(&folder).unwrap();
         let file = fs::read(folder.join("forward.safetensors")).unwrap();
@@ -234,6 +263,9 @@ fn folders_of_sae_lens_are_read() {
             |name: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(tensors.tensor(name).unwrap().data()) };
         let (acts, x_hat) = forward(&sae, &get("x"));
         for (what, got, want) in [("acts", acts, get("acts")), ("x_hat", x_hat, get("x_hat"))] {
+            let largest = want.iter().fold(0.0_f32, |largest, want| largest.max(want.abs()));
+            let off = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0_f32, f32::max);
+            println!("{name}: {what} deviate by {:.1e} of the largest", off / largest);
             for (got, want) in got.iter().zip(&want) {
                 assert!((got - want).abs() < 2e-6 * want.abs().max(1.0), "{name}, {what}: {got} {want}");
             }
@@ -331,6 +363,14 @@ fn folders_for_the_sae_lens_script_are_written() {
         ("standard_constant_norm", standard(), true, NormalizeActivations::ConstantNormRescale),
         ("topk", topk(8, true), false, NormalizeActivations::ExpectedAverageOnlyIn),
         ("topk_without_rescaling", topk(8, false), true, NormalizeActivations::None),
+        ("abstopk", abstopk(8, true), true, NormalizeActivations::ExpectedAverageOnlyIn),
+        ("batchtopk", batch_topk(7.5, true), false, NormalizeActivations::ExpectedAverageOnlyIn),
+        ("batchtopk_without_rescaling", batch_topk(8.0, false), true, NormalizeActivations::None),
+        ("matryoshka", matryoshka(&[40, d_sae]), true, NormalizeActivations::ExpectedAverageOnlyIn),
+        ("jumprelu", jumprelu(), false, NormalizeActivations::ExpectedAverageOnlyIn),
+        ("jumprelu_layer_norm", jumprelu(), true, NormalizeActivations::LayerNorm),
+        ("gated", gated(), false, NormalizeActivations::ExpectedAverageOnlyIn),
+        ("gated_b_dec", gated(), true, NormalizeActivations::None),
     ];
     for (name, architecture, b_dec, mode) in cases {
         let mut config = config(architecture, d_sae);

@@ -1,23 +1,25 @@
 //! The complete configuration of a small trial; tests change in it what they are about.
 
 use saesweep::trial::{
-    Architecture, DataConfig, EvalConfig, LrScheduler, ModelConfig, NormalizeActivations, SaeConfig,
-    SequenceSeparator, StoreConfig, StoreDtype, TrainConfig, TrialConfig,
+    ActivationSource, Architecture, DataConfig, EvalConfig, LrScheduler, ModelConfig, NormalizeActivations,
+    SaeConfig, SequenceSeparator, StoreConfig, StoreDtype, TrainConfig, TrainOptions, TrialConfig,
 };
 
 /// A standard SAE of 8 latents, with schedules off.
 pub(crate) fn small_trial() -> TrialConfig {
     TrialConfig {
-        model: ModelConfig { name: "org/model".to_owned(), hook: "blocks.0.hook_mlp_out".to_owned() },
-        data: DataConfig {
-            dataset: "org/data".to_owned(),
-            column: String::new(),
-            context_size: 16,
-            prepend_bos: true,
-            sequence_separator_token: SequenceSeparator::Bos,
-            disable_concat_sequences: false,
-            eval_fraction: 0.02,
-            eval_max_tokens: 64,
+        source: ActivationSource::Model {
+            model: ModelConfig { name: "org/model".to_owned(), hook: "blocks.0.hook_mlp_out".to_owned() },
+            data: DataConfig {
+                dataset: "org/data".to_owned(),
+                column: String::new(),
+                context_size: 16,
+                prepend_bos: true,
+                sequence_separator_token: SequenceSeparator::Bos,
+                disable_concat_sequences: false,
+                eval_fraction: 0.02,
+                eval_max_tokens: 64,
+            },
         },
         store: StoreConfig {
             tokens: 640,
@@ -30,6 +32,7 @@ pub(crate) fn small_trial() -> TrialConfig {
             apply_b_dec_to_input: false,
             normalize_activations: NormalizeActivations::None,
             decoder_init_norm: 0.1,
+            init_from: String::new(),
             architecture: Architecture::Standard { l1_coefficient: 1.0, lp_norm: 1.0, l1_warm_up_steps: 0 },
         },
         train: TrainConfig {
@@ -47,7 +50,20 @@ pub(crate) fn small_trial() -> TrialConfig {
             data_seed: 1,
             dead_feature_window: 10,
             feature_sampling_window: 10,
+            options: TrainOptions::default(),
         },
         eval: EvalConfig { exclude_special_tokens: false },
     }
+}
+
+/// Its model.
+pub(crate) fn model_of(cfg: &mut TrialConfig) -> &mut ModelConfig {
+    let ActivationSource::Model { model, .. } = &mut cfg.source else { panic!("a model's activations") };
+    model
+}
+
+/// Its data.
+pub(crate) fn data_of(cfg: &mut TrialConfig) -> &mut DataConfig {
+    let ActivationSource::Model { data, .. } = &mut cfg.source else { panic!("a model's activations") };
+    data
 }

@@ -8,8 +8,8 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use saesweep::{
     store::{
-        BatchOrder, EvalPart, FORMAT_VERSION, Store, StoreError, StoreIdentity, StoreLabel, StoreWriter,
-        WriterStart, list, verify,
+        BatchOrder, EvalPart, FORMAT_VERSION, ModelIdentity, SourceIdentity, Store, StoreError,
+        StoreIdentity, StoreLabel, StoreWriter, WriterStart, list, verify,
     },
     trial::{SequenceSeparator, StoreDtype},
 };
@@ -38,16 +38,18 @@ impl Sample {
     fn identity(&self) -> StoreIdentity {
         StoreIdentity {
             format_version: FORMAT_VERSION,
-            model_hash: "11".repeat(32),
-            hook: "blocks.0.hook_mlp_out".to_owned(),
-            data_hash: "22".repeat(32),
-            column: "text".to_owned(),
-            context_size: self.context,
-            prepend_bos: true,
-            separator: SequenceSeparator::Bos,
-            disable_concat: false,
-            eval_fraction: 0.02,
-            eval_max_tokens: 100,
+            source: SourceIdentity::Model(ModelIdentity {
+                model_hash: "11".repeat(32),
+                hook: "blocks.0.hook_mlp_out".to_owned(),
+                data_hash: "22".repeat(32),
+                column: "text".to_owned(),
+                context_size: self.context,
+                prepend_bos: true,
+                separator: SequenceSeparator::Bos,
+                disable_concat: false,
+                eval_fraction: 0.02,
+                eval_max_tokens: 100,
+            }),
             tokens: 1000,
             dtype: self.dtype,
             shuffle_buffer_rows: self.buffer_rows,

@@ -32,7 +32,7 @@ fn named(name: &str, overrides: &[&str]) -> Plan {
 #[test]
 fn every_file_expands_and_survives_being_resolved() {
     let files = files();
-    assert!(files.len() >= 4);
+    assert!(files.len() >= 5);
     for path in files {
         let planned = plan(&path, &[]);
         assert!(planned.trials.len() >= 6, "{}", path.display());
@@ -42,8 +42,15 @@ fn every_file_expands_and_survives_being_resolved() {
         assert_eq!(ids(&again), ids(&planned), "{}", path.display());
         // One store for all trials.
         assert!(!planned.notes.iter().any(|note| note.contains("stores")), "{:?}", planned.notes);
-        // The axes go through L1 and the learning rate.
-        assert_eq!(planned.varied_keys, ["sae.l1_coefficient", "train.lr"], "{}", path.display());
+        // The axes go through sparsity and the learning rate.
+        let expected: &[&str] = match path.file_stem().unwrap().to_str().unwrap() {
+            "toy" => &["train.lr", "sae.architecture", "sae.l1_coefficient", "sae.k"],
+            _ => &["sae.l1_coefficient", "train.lr"],
+        };
+        let (mut varied, mut expected) = (planned.varied_keys.clone(), expected.to_vec());
+        varied.sort();
+        expected.sort_unstable();
+        assert_eq!(varied, expected, "{}", path.display());
     }
 }
 
@@ -56,7 +63,8 @@ fn the_tutorial_s_own_trial_is_in_its_grid() {
         .find(|trial| trial.varied["sae.l1_coefficient"] == 5.0 && trial.varied["train.lr"] == 5e-5);
     let config = &own.expect("the tutorial's trial").config;
     assert_eq!((config.train.steps(), config.train.batch_size), (30_000, 4096));
-    assert_eq!((config.sae.d_sae, config.data.context_size), (16_384, 512));
+    let (_, data) = config.source.model().unwrap();
+    assert_eq!((config.sae.d_sae, data.context_size), (16_384, 512));
     assert_eq!((config.train.lr_decay_steps, config.train.lr_warm_up_steps), (6_000, 0));
     let saesweep::trial::Architecture::Standard { l1_warm_up_steps, .. } = config.sae.architecture else {
         panic!("a standard SAE");
@@ -64,6 +72,10 @@ fn the_tutorial_s_own_trial_is_in_its_grid() {
     assert_eq!(l1_warm_up_steps, 1_500);
     let short = named("tinystories.toml", &["train.tokens=2e6", "store.tokens=2e6"]);
     assert_eq!(short.trials[0].config.train.lr_decay_steps, 97);
+}
+
+fn model_name(plan: &Plan) -> String {
+    plan.trials[0].config.source.model().unwrap().0.name.clone()
 }
 
 #[test]
@@ -79,12 +91,12 @@ fn local_names_lie_beside_the_file_unless_given_from_outside() {
         LocalName::Path(at("quickstart/stories.jsonl"))
     );
     let smollm2 = named("smollm2.toml", &["model.name=models/x.gguf", "data.dataset=/data/stories.jsonl"]);
-    assert_eq!(smollm2.trials[0].config.model.name, "models/x.gguf");
+    assert_eq!(model_name(&smollm2), "models/x.gguf");
     assert_eq!(
         smollm2.spec.local_path("models/x.gguf", None),
         LocalName::Path(PathBuf::from("models/x.gguf"))
     );
     let hub = named("tinystories.toml", &[]);
-    let name = hub.trials[0].config.model.name.clone();
+    let name = model_name(&hub);
     assert!(matches!(hub.spec.local_path(&name, None), LocalName::PathOrHub(_)));
 }

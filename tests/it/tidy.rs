@@ -18,6 +18,7 @@ const RANKS: &[(&str, u8)] = &[
     ("event", 1),
     ("model", 1),
     ("sae", 1),
+    ("source", 1),
     ("spec", 1),
     ("store", 1),
     ("eval", 2),

@@ -1,9 +1,12 @@
 //! The whole loop on a real store: it learns, it can be interrupted, and threads change nothing.
 
-use super::small_trial::small_trial;
+use super::small_trial::{data_of, small_trial};
 use saesweep::{
     kernels::{Pool, Shape, Workspace},
-    store::{EvalPart, FORMAT_VERSION, Store, StoreIdentity, StoreLabel, StoreWriter, WriterStart},
+    store::{
+        EvalPart, FORMAT_VERSION, ModelIdentity, SourceIdentity, Store, StoreIdentity, StoreLabel,
+        StoreWriter, WriterStart,
+    },
     train::{Backend, Hooks, TrainError, TrainOutcome, Trained, train},
     trial::{
         Architecture, NormalizeActivations, OnFailure, RunConfig, SequenceSeparator, StoreDtype, TrialId,
@@ -41,16 +44,18 @@ fn row(at: usize) -> [f32; D] {
 fn build_store(stores: &Path) -> Store {
     let identity = StoreIdentity {
         format_version: FORMAT_VERSION,
-        model_hash: "11".repeat(32),
-        hook: "blocks.0.hook_mlp_out".to_owned(),
-        data_hash: "22".repeat(32),
-        column: "text".to_owned(),
-        context_size: CONTEXT,
-        prepend_bos: true,
-        separator: SequenceSeparator::Bos,
-        disable_concat: false,
-        eval_fraction: 0.02,
-        eval_max_tokens: 100,
+        source: SourceIdentity::Model(ModelIdentity {
+            model_hash: "11".repeat(32),
+            hook: "blocks.0.hook_mlp_out".to_owned(),
+            data_hash: "22".repeat(32),
+            column: "text".to_owned(),
+            context_size: CONTEXT,
+            prepend_bos: true,
+            separator: SequenceSeparator::Bos,
+            disable_concat: false,
+            eval_fraction: 0.02,
+            eval_max_tokens: 100,
+        }),
         tokens: (SEQUENCES * CONTEXT) as u64,
         dtype: StoreDtype::Float32,
         shuffle_buffer_rows: 512,
@@ -58,7 +63,7 @@ fn build_store(stores: &Path) -> Store {
     };
     let label = StoreLabel {
         model: "org/model".to_owned(),
-        hook: identity.hook.clone(),
+        hook: "blocks.0.hook_mlp_out".to_owned(),
         dataset: "org/stories".to_owned(),
     };
     let WriterStart::Build(mut writer) =
@@ -87,7 +92,7 @@ fn build_store(stores: &Path) -> Store {
 
 fn job(mode: NormalizeActivations) -> TrialJob {
     let mut config = small_trial();
-    config.data.context_size = CONTEXT;
+    data_of(&mut config).context_size = CONTEXT;
     config.sae.d_sae = 40;
     config.sae.normalize_activations = mode;
     config.sae.architecture =
@@ -98,6 +103,7 @@ fn job(mode: NormalizeActivations) -> TrialJob {
     TrialJob {
         id: TrialId("0123456789ab".to_owned()),
         store_key: "0123456789abcdef".to_owned(),
+        init_blake3: None,
         run: RunConfig {
             retries: 1,
             on_failure: OnFailure::Continue,
@@ -127,7 +133,7 @@ fn run(
         },
         now_secs: &|| 0.0,
     };
-    train(folder, job, store, &Pool::new(threads), &Backend::Kernels, hooks)
+    train(folder, job, store, None, &Pool::new(threads), &Backend::Kernels, hooks)
 }
 
 fn finish(folder: &Path, job: &TrialJob, store: &Store, threads: usize) -> (Trained, Vec<u8>) {

@@ -65,7 +65,7 @@ impl Line {
 const PLAIN_EVERY: Duration = Duration::from_secs(30);
 
 /// Metrics on a trial's result line, besides the objective.
-const RESULT_METRICS: [&str; 2] = ["ce_loss_score", "l0"];
+const RESULT_METRICS: [&str; 3] = ["ce_loss_score", "recovered_share", "l0"];
 
 impl SweepProgress {
     /// A sweep of the trials in `labels`, besides `n_kept` that have ended before.

@@ -2,7 +2,7 @@
 //! a BatchTopK step in which every prefix of the latents must reconstruct the input, too.
 
 use super::super::batch_topk::BatchTopKStep;
-use super::topk::{Pre, batch_choice};
+use super::topk::{Pre, aux_weight, batch_choice};
 use super::{Params, Sizes, StepLosses, StepOutcome, decoded, dot, largest};
 
 /// One step; `widths` rise to F. With `aux_by_level` the dead latents of every level make up for what is left
@@ -58,7 +58,7 @@ pub fn matryoshka_step(
         if k_aux == 0 {
             continue;
         }
-        let weight = step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2) as f64).min(1.0);
+        let weight = aux_weight(&step.as_topk(0), n_dead, d_in, error);
         let mut aux = vec![0.0; pre.len()];
         let mut residual = error.clone();
         for b in 0..n_tokens {
@@ -106,6 +106,7 @@ mod tests {
                 let step = BatchTopKStep {
                     k: 3.3,
                     aux_loss_coefficient: 0.8,
+                    normalize_aux_loss: false,
                     rescale_acts_by_decoder_norm,
                     apply_b_dec_to_input,
                 };
@@ -127,6 +128,7 @@ mod tests {
         let step = BatchTopKStep {
             k: 2.3,
             aux_loss_coefficient: 0.8,
+            normalize_aux_loss: false,
             rescale_acts_by_decoder_norm: true,
             apply_b_dec_to_input: true,
         };

@@ -1,6 +1,7 @@
 //! Steps that keep the largest pre-activations, after SAELens' `topk_sae.py`, `batchtopk_sae.py` and
 //! `abstopk_sae.py`.
 
+use super::super::aux_weight::NO_VARIANCE;
 use super::super::batch_topk::BatchTopKStep;
 use super::super::topk::TopKStep;
 use super::{
@@ -130,13 +131,13 @@ fn finished(
     }
     sizes.add_decoder_gradients(&mut grads, &acts, &g);
 
-    // aux = c s mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(D/2, n_dead) largest
-    // pre-activations of dead latents (not relu'd), s = min(n_dead / (D/2), 1).
+    // aux = w mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(D/2, n_dead) largest
+    // pre-activations of dead latents (not relu'd).
     let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
     let k_aux = (d_in / 2).min(n_dead);
     let mut sparsity = 0.0;
     if k_aux > 0 {
-        let weight = step.aux_loss_coefficient * (n_dead as f64 / (d_in / 2) as f64).min(1.0);
+        let weight = aux_weight(step, n_dead, d_in, &error);
         let mut aux = vec![0.0; n_tokens * d_sae];
         for b in 0..n_tokens {
             for f in largest(&order[b * d_sae..][..d_sae], k_aux, |f| dead[f]) {
@@ -170,6 +171,22 @@ fn finished(
     StepOutcome { losses, grads, acts, reconstruction }
 }
 
+/// Weight of the auxiliary loss: `c min(n_dead / (D/2), 1)` as SAELens has it, or normalised (Gao et al. 2024)
+/// `c / mean_b |e - mean e|^2`, a constant, too; 0 where the error (B, D) is the same for all tokens.
+pub(super) fn aux_weight(step: &TopKStep, n_dead: usize, d_in: usize, error: &[f64]) -> f64 {
+    let c = step.aux_loss_coefficient;
+    if !step.normalize_aux_loss {
+        return c * (n_dead as f64 / (d_in / 2) as f64).min(1.0);
+    }
+    let n_tokens = (error.len() / d_in) as f64;
+    let mean: Vec<f64> =
+        (0..d_in).map(|d| error.iter().skip(d).step_by(d_in).sum::<f64>() / n_tokens).collect();
+    let variance =
+        error.iter().enumerate().map(|(i, e)| (e - mean[i % d_in]).powi(2)).sum::<f64>() / n_tokens;
+    let square = error.iter().map(|e| e * e).sum::<f64>() / n_tokens;
+    if variance > NO_VARIANCE * square { c / variance } else { 0.0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::testing::Problem;
@@ -188,6 +205,7 @@ mod tests {
                 let step = BatchTopKStep {
                     k: 2.3,
                     aux_loss_coefficient: 0.8,
+                    normalize_aux_loss: false,
                     rescale_acts_by_decoder_norm,
                     apply_b_dec_to_input,
                 };

@@ -1,6 +1,7 @@
 //! L0 against a fidelity metric: one mark per finished trial, the frontier as a line.
 
 use super::WIDTH;
+use crate::metric::{Needs, metric};
 use crate::report::{
     choose::Encoding,
     plot::{
@@ -26,14 +27,20 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
         .filter_map(|trial| Some((trial, trial.metric("l0")?, trial.metric(frontier.metric)?)))
         .filter(|point| point.1 > 0.0)
         .collect();
-    let Some(x) = Axis::over(Scale::Log, points.iter().map(|point| point.1), 0.06) else { return Ok(None) };
+    let true_l0 = run.true_l0();
+    let all_l0 = points.iter().map(|point| point.1).chain(true_l0.iter().copied());
+    let Some(x) = Axis::over(Scale::Log, all_l0, 0.06).filter(|_| !points.is_empty()) else {
+        return Ok(None);
+    };
     let on_frontier: Vec<(f64, f64)> = frontier
         .points
         .iter()
         .map(|point| (point.l0, point.fidelity))
         .filter(|point| point.0 > 0.0)
         .collect();
-    let floor = lowest_shown(&points, &on_frontier);
+    // Where true features are known, how far recovery falls beyond their L0 is what the figure is for.
+    let shows_all = metric(frontier.metric).is_some_and(|metric| metric.needs == Needs::Truth);
+    let floor = if shows_all { f64::NEG_INFINITY } else { lowest_shown(&points, &on_frontier) };
     let shown = points.iter().map(|point| point.2).filter(|value| *value >= floor);
     let Some(y) = Axis::over(Scale::Linear, shown, 0.06) else { return Ok(None) };
     let panel = Panel { rect: PLOT, x, y };
@@ -46,6 +53,10 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
             "L0: active latents per token (log scale; sparser to the left)",
             &format!("{title} (higher is better)"),
         )?;
+        for l0 in &true_l0 {
+            let x = panel.at(*l0, 0.0).0;
+            canvas.dashed(&[(x, PLOT.top), (x, PLOT.bottom())], Stroke { colour: INK, width: 1.3 })?;
+        }
         panel.curve(canvas, &on_frontier, Stroke { colour: INK, width: 1.6 }, false)?;
         let many = points.len() > MANY;
         let mut below = 0;
@@ -75,6 +86,10 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
         entries.push(Entry::Line { colour: INK, dashed: false, text: "frontier".to_owned() });
         entries.push(Entry::Detail("hollow: beaten by".to_owned()));
         entries.push(Entry::Detail("another trial".to_owned()));
+        if !true_l0.is_empty() {
+            let what = "true features per row".to_owned();
+            entries.push(Entry::Line { colour: INK, dashed: true, text: what });
+        }
         let keys = encoding.label_keys();
         if !keys.is_empty() {
             entries.push(Entry::Gap);
