@@ -7,11 +7,6 @@
 //! Rejected: storing h and r for every choice, which is what the rows' gradients would be products of (B T rows of D
 //! values, for T choices a token), and going by latent, which needs them.
 
-#![expect(
-    clippy::needless_range_loop,
-    reason = "an index runs through several arrays of registers and memory"
-)]
-
 use super::isa::Isa;
 use super::lists::TILE;
 use super::memory::Disjoint;
