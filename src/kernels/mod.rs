@@ -5,8 +5,9 @@
 //! it to rounding (3e-6 of an array's largest value in the tests; measured below 1e-6).
 //!
 //! A step gathers the active latents from the encoder product ([`standard_step`] all positive ones,
-//! [`topk_step`] and its kin the largest, [`jumprelu_step`] those above or near their threshold), decodes, and makes the gradients latent by latent; [`adam`] clips and
-//! updates. What is mostly zero is never stored or multiplied; what is dense goes through whole products.
+//! [`topk_step`] and its kin the largest, [`jumprelu_step`] those above or near their threshold), decodes, and
+//! makes the gradients latent by latent; [`adam`] clips and updates. What is mostly zero is never stored or
+//! multiplied, nor, where bytes can tell beforehand, computed; what is dense goes through whole products.
 //! Sums are taken in a fixed order: no result depends on the number of threads, and AVX-512 and AVX2 give
 //! the same bits.
 
