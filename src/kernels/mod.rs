@@ -6,8 +6,9 @@
 //!
 //! A step gathers the active latents from the encoder product ([`standard_step`] all positive ones,
 //! [`topk_step`] and its kin the largest, [`jumprelu_step`] those above or near their threshold,
-//! [`matching_pursuit_step`] one after the other), decodes, and makes the gradients latent by latent; [`adam`] clips and
-//! updates. What is mostly zero is never stored or multiplied; what is dense goes through whole products.
+//! [`matching_pursuit_step`] one after the other), decodes, and makes the gradients latent by latent; [`adam`] clips
+//! and updates. What is mostly zero is never stored or multiplied, nor, where bytes can tell beforehand, computed; what
+//! is dense goes through whole products.
 //! Sums are taken in a fixed order: no result depends on the number of threads, and AVX-512 and AVX2 give
 //! the same bits.
 
