@@ -32,7 +32,8 @@
 //!
 //! Rejected: bf16, whose bounds are about five times closer, but whose product alone, at twice the rate of f32, would
 //! take longer than bytes and values in full together. A second, closer bound before values are computed, from f32
-//! products summed in any order: by estimate it would save a third of the 29 ms. Choosing by time: either way gives the same bits, but the shares that pass say as much and need no clock.
+//! products summed in any order: by estimate it would save a third of the 29 ms. Choosing by time: either way gives the
+//! same bits, but the shares that pass say as much and need no clock.
 
 use std::arch::x86_64::*;
 use std::sync::atomic::{AtomicU8, Ordering};
