@@ -27,6 +27,7 @@ pub(super) const ABOVE_ZERO: f32 = f32::from_bits(1);
 pub(super) struct GatherSpace {
     weights: Buffer,
     /// The weights as bytes, where they are screened with.
+    #[cfg(target_arch = "x86_64")]
     pub(super) bytes: Buffer,
     /// Values and tokens of each latent's list, so many places each.
     pub(super) values: Buffer,

@@ -30,9 +30,10 @@
 //! product takes 305. At L0 500, 8 % pass, and the two ways are within a third of each other; [`SPARSE_SHARE`] is where
 //! they cost the same.
 //!
-//! Rejected: bf16, twice the rate of f32, for half of bytes' and no closer bounds than bytes give in columns that are
-//! balanced. A second, closer bound from f32 products in any order before values are computed: it would save a third of
-//! the 29 ms. Choosing by time: either way gives the same bits, but the shares that pass say as much and need no clock.
+//! Rejected: bf16, whose bounds are about five times closer, but whose product alone, at twice the rate of f32, would
+//! take longer than bytes and values in full together. A second, closer bound before values are computed, from f32
+//! products summed in any order: by estimate it would save a third of the 29 ms. Choosing by time: either way gives the
+//! same bits, but the shares that pass say as much and need no clock.
 
 use std::arch::x86_64::*;
 use std::sync::atomic::{AtomicU8, Ordering};
