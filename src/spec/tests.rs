@@ -328,11 +328,11 @@ fn a_setting_that_a_trial_does_not_use_is_not_in_it() {
 fn relative_names_start_at_the_sweep_file_or_where_the_user_stands() {
     let plan = with_overrides("", &["data.dataset=data/stories.jsonl"]).unwrap();
     let spec = &plan.spec;
-    let home = Path::new("/home/me");
+    let home = Path::new("/h");
     assert_eq!(spec.local_path("a/model", None), LocalName::PathOrHub(PathBuf::from("sweeps/a/model")));
     assert_eq!(spec.local_path("./model", None), LocalName::Path(PathBuf::from("sweeps/./model")));
     assert_eq!(spec.local_path("/m/x.gguf", None), LocalName::Path(PathBuf::from("/m/x.gguf")));
-    assert_eq!(spec.local_path("~/x.gguf", Some(home)), LocalName::Path(PathBuf::from("/home/me/x.gguf")));
+    assert_eq!(spec.local_path("~/x.gguf", Some(home)), LocalName::Path(PathBuf::from("/h/x.gguf")));
     assert_eq!(
         spec.local_path("data/stories.jsonl", None),
         LocalName::Path(PathBuf::from("data/stories.jsonl"))

@@ -6,8 +6,16 @@ use super::{
 };
 
 /// All of them.
-pub(super) const CHECKS: &[fn(View<'_>) -> Option<Contradiction>] =
-    &[architecture_fits, bias_fits, normalisation_fits, start_fits, options_fit, hooks_differ];
+pub(super) const CHECKS: &[fn(View<'_>) -> Option<Contradiction>] = &[
+    architecture_fits,
+    bias_fits,
+    normalisation_fits,
+    start_fits,
+    resampling_fits,
+    filter_fits,
+    centre_fits,
+    hooks_differ,
+];
 
 fn architecture_fits(view: View<'_>) -> Option<Contradiction> {
     let architecture = view.text("sae.architecture")?;
@@ -56,19 +64,31 @@ fn start_fits(view: View<'_>) -> Option<Contradiction> {
     })
 }
 
-/// Options that take an input for a target, or rows for inputs alone.
-fn options_fit(view: View<'_>) -> Option<Contradiction> {
-    let on = [
-        (&["train.resample_every_steps", "model.hook_out"], view.int("train.resample_every_steps")? > 0),
-        (&["train.max_norm_multiple", "model.hook_out"], view.float("train.max_norm_multiple")? > 0.0),
-        (&["train.b_dec_init_method", "model.hook_out"], view.text("train.b_dec_init_method")? != "zeros"),
-    ];
-    let (keys, _) = on.into_iter().find(|(_, is_on)| view.is_of_transcoder() && *is_on)?;
-    Some(contradiction(
-        keys,
-        format!("{} with model.hook_out", keys[0]),
-        "for a transcoder, neither resample_every_steps, max_norm_multiple nor b_dec_init_method",
-    ))
+/// Resampling gives a latent's decoder the direction of an input.
+fn resampling_fits(view: View<'_>) -> Option<Contradiction> {
+    option_fits(view, &["train.resample_every_steps", "model.hook_out"], Setting::Int(0))
+}
+
+/// The filter takes rows for inputs.
+fn filter_fits(view: View<'_>) -> Option<Contradiction> {
+    option_fits(view, &["train.max_norm_multiple", "model.hook_out"], Setting::Float(0.0))
+}
+
+/// The middle of inputs is none of outputs.
+fn centre_fits(view: View<'_>) -> Option<Contradiction> {
+    option_fits(view, &["train.b_dec_init_method", "model.hook_out"], Setting::Text("zeros".to_owned()))
+}
+
+/// An option that takes an input for a target, the first of `keys`, is `off` in a transcoder.
+fn option_fits(view: View<'_>, keys: &'static [&'static str], off: Setting) -> Option<Contradiction> {
+    let value = view.resolved(keys[0])?;
+    (view.is_of_transcoder() && value != off).then(|| {
+        contradiction(
+            keys,
+            format!("{} = {} with model.hook_out", keys[0], value.to_toml()),
+            format!("for a transcoder, {}: it takes inputs for outputs", off.to_toml()),
+        )
+    })
 }
 
 fn hooks_differ(view: View<'_>) -> Option<Contradiction> {
