@@ -7,6 +7,7 @@ use super::isa::Isa;
 use super::lists::TILE;
 use super::memory::Disjoint;
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::rows::square_of_row;
 use super::simd::{Kernel, LANES, Simd};
@@ -152,6 +153,7 @@ fn adam_with(
     v: &mut Params,
     constants: Constants,
 ) {
+    let _phase = phase::adam();
     let (d_in, d_sae) = (params.d_in(), params.d_sae());
     for one in [&*params, grads, m, v] {
         one.check(d_in, d_sae);

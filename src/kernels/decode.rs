@@ -14,6 +14,7 @@ use super::isa::Isa;
 use super::lists::{Lists, TILE};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::product::{GROUP, PANEL, Start, tile};
 use super::rows::add_to_rows;
@@ -80,6 +81,7 @@ pub(super) struct DecodeSpace {
 
 impl DecodePass<'_> {
     pub(super) fn run(&self, pool: &Pool, space: &mut DecodeSpace, out: DecodeOut<'_>) {
+        let _phase = phase::decode();
         self.choose(space);
         let any_dense = !space.dense_blocks.is_empty();
         if any_dense {

@@ -14,6 +14,7 @@ use super::isa::Isa;
 use super::lists::{Lists, TILE, TileLists};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::product::{GROUP, PANEL, Start, pack_group, pack_panel};
 use super::screen::Screen;
@@ -84,6 +85,7 @@ impl Gather<'_> {
         tiles: std::ops::Range<usize>,
         lists: &mut Lists,
     ) {
+        let _phase = phase::encode();
         let first = tiles.start;
         let shared = Disjoint::new(&mut lists.tiles);
         pool.run(tiles.len(), &|index| {

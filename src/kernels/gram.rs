@@ -8,6 +8,7 @@
 
 use super::isa::Isa;
 use super::memory::{Buffer, Disjoint, Spares};
+use super::phase;
 use super::pool::Pool;
 use super::product::{GROUP, PANEL, Start, pack_group, tile};
 use super::simd::{Kernel, LANES, Simd};
@@ -98,6 +99,7 @@ impl Gram {
 
     /// Computes all products. Rows get `columns` values, F in whole panels or more; those beyond F are 0.
     pub(super) fn fill(&mut self, pool: &Pool, isa: Isa, rows: RowPanels<'_>, w_dec: &[f32], columns: usize) {
+        let _phase = phase::gram();
         assert!(columns >= rows.d_sae.next_multiple_of(PANEL), "rows hold whole panels");
         self.stride = Self::stride_of(columns);
         self.values.resize(rows.d_sae * self.stride);

@@ -13,6 +13,7 @@ use super::decode::error;
 use super::infer::SparseActs;
 use super::memory::{Disjoint, Spares};
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::pursuit::Choices;
 use super::pursuit_grads::PursuitGradients;
@@ -98,12 +99,14 @@ pub fn matching_pursuit_step(
         losses: Disjoint::new(&mut ws.token_losses),
     };
     let (isa, spares) = (ws.isa, &ws.pursuit.rows);
+    let decoding = phase::decode();
     let blocks = Disjoint::new(&mut ws.pursuit.blocks);
     pool.run(blocks.len(), &|index| {
         // SAFETY: one block per task.
         let block = unsafe { blocks.at(index) };
         spares.with(|h| isa.run(DecodeBlock { task: &task, block, h }));
     });
+    drop(decoding);
 
     let pass = PursuitGradients {
         isa,

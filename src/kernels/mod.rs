@@ -63,6 +63,7 @@ mod rows;
 
 mod isa;
 mod memory;
+pub mod phase;
 mod pool;
 mod simd;
 

@@ -25,6 +25,7 @@ use super::gram::{Gram, RowPanels};
 use super::matching_pursuit::{Pursuit, RowSpares};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::pursuit_block::{BlockSpace, CHUNK, Pursue, PursueBlock, TOKENS};
 use super::select::decoder_norms;
@@ -139,6 +140,7 @@ impl Choices {
 impl Workspace {
     /// Chooses latents for `n_tokens` tokens that `pursuit.residual` holds, and leaves there what is left of them.
     pub(super) fn pursue(&mut self, pool: &Pool, params: &Params, pursuit: &Pursuit, n_tokens: usize) {
+        let _phase = phase::pursue();
         let (d_in, d_sae) = (self.shape.d_in, self.shape.d_sae);
         self.n_tokens = n_tokens;
         decoder_norms(pool, self.isa, params, &mut self.norms);

@@ -11,6 +11,7 @@ use super::isa::Isa;
 use super::lists::TILE;
 use super::memory::Disjoint;
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::pursuit::Choices;
 use super::rows::square_of_row;
@@ -39,6 +40,7 @@ pub(super) struct PursuitGradients<'a> {
 impl PursuitGradients<'_> {
     /// Writes all gradients and returns the sum of their squares. `squares` is memory kept between steps.
     pub(super) fn run(&self, pool: &Pool, squares: &mut Vec<f64>, grads: &mut Params) -> f64 {
+        let _phase = phase::gradients();
         let (d_in, d_sae) = (self.d_in, self.fired.len());
         let n_tiles = d_sae.div_ceil(TILE);
         let (w_dec, b_enc) = (Disjoint::new(&mut grads.w_dec), Disjoint::new(&mut grads.b_enc));

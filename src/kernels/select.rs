@@ -10,6 +10,7 @@ use super::isa::Isa;
 use super::lists::{Lists, Rows, TILE, TileLists};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::product::PANEL;
 use super::rows::square_of_row;
@@ -220,6 +221,7 @@ pub(super) fn rounds(
 
 /// `|W_dec,i|` of every latent.
 pub(super) fn decoder_norms(pool: &Pool, isa: Isa, params: &Params, norms: &mut Buffer) {
+    let _phase = phase::norms();
     struct Norms<'a> {
         rows: &'a [f32],
         d_in: usize,

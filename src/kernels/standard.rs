@@ -4,6 +4,7 @@ use super::decode::{Begin, DecodeOut, DecodePass};
 use super::gather::{ABOVE_ZERO, Gather, pack_batch};
 use super::lists::TILE;
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::select::decoder_norms;
 use super::weights::{EntryLoss, L1, Pull, WeightPass};
@@ -122,6 +123,7 @@ impl Workspace {
     ) -> usize {
         let d_in = self.shape.d_in;
         let n_tokens = x.len() / d_in;
+        let _phase = phase::pack();
         assert_eq!(x.len(), n_tokens * d_in, "x is (B, D)");
         assert!((1..=self.shape.batch).contains(&n_tokens), "a batch has 1 to shape.batch tokens");
         let subtract = apply_b_dec_to_input.then_some(params.b_dec.as_slice());

@@ -6,6 +6,7 @@ use super::gather::Gather;
 use super::lists::TILE;
 use super::memory::Disjoint;
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::product::PANEL;
 use super::select::{AuxEntries, copy_chosen, decoder_norms, keep_chosen, rounds};
@@ -164,6 +165,7 @@ impl Workspace {
         rescale: bool,
         aux: &[(usize, &[bool])],
     ) {
+        let _phase = phase::select();
         let (n_tokens, d_sae) = (self.n_tokens, self.shape.d_sae);
         // The rounds of a batch's choice begin as small as if every token had its share.
         let (k, by_magnitude) = match choice {

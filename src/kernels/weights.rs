@@ -19,6 +19,7 @@ use super::jumps::Jumps;
 use super::lists::{Lists, TILE};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
+use super::phase;
 use super::pool::Pool;
 use super::product::GROUP;
 use super::rows::{add_scaled, products_with_rows, square_of_row, sum_of_rows};
@@ -112,6 +113,7 @@ struct TileSpace {
 impl WeightPass<'_> {
     /// Writes all gradients.
     pub(super) fn run(&self, pool: &Pool, space: &mut WeightSpace, grads: &mut Params) -> Sums {
+        let _phase = phase::gradients();
         let d_in = self.params.d_in();
         let n_tiles = self.order.len().div_ceil(TILE);
         let WeightSpace { tiles, bias, dense, x_columns, spares } = space;

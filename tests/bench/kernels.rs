@@ -407,7 +407,7 @@ fn print_ratios() {
         let (rate, bytes) = limits[case.threads - 1];
         // A matching pursuit SAE has no encoder of its own.
         let matrices = if case.kind == Kind::MatchingPursuit { 1.0 } else { 2.0 };
-        let floor = limits::floor(case.shape(), matrices, rate, bytes);
+        let floor: f64 = limits::floor(case.shape(), matrices, rate, bytes).iter().sum();
         let memory = memory.map_or_else(|| "-".to_owned(), |share| format!("{share:.2}"));
         println!("{:9.1} {:9.1} {:6.2} {memory:>7}  {case}", secs * 1e3, floor * 1e3, secs / floor);
     }

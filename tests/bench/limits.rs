@@ -6,12 +6,12 @@ use std::{
     time::Instant,
 };
 
-/// The floor of a training step in seconds: one dense encoder product at a `rate` in operations per second, and one
-/// pass over parameters, of so many matrices, and two moments, read and written (24 bytes a parameter), at a
-/// `bandwidth` in bytes per second.
-pub(crate) fn floor(shape: Shape, matrices: f64, rate: f64, bandwidth: f64) -> f64 {
+/// The two parts of the floor of a training step, in seconds: one dense encoder product at a `rate` in operations per
+/// second, and one pass over parameters, of so many matrices, and two moments, read and written (24 bytes a
+/// parameter), at a `bandwidth` in bytes per second.
+pub(crate) fn floor(shape: Shape, matrices: f64, rate: f64, bandwidth: f64) -> [f64; 2] {
     let weights = (shape.d_in * shape.d_sae) as f64;
-    2.0 * weights * shape.batch as f64 / rate + 24.0 * matrices * weights / bandwidth
+    [2.0 * weights * shape.batch as f64 / rate, 24.0 * matrices * weights / bandwidth]
 }
 
 /// Operations per second of a large f32 product with the `gemm` crate, shared out by columns.

@@ -1,7 +1,7 @@
 """Training speed against SAELens and dictionary_learning, and against this machine's limits, in one run.
 
-    python tests/bench/peers.py [--arch standard topk …] [--shape D_IN D_SAE BATCH] [--l0 60] [--threads 1 2]
-                                [--steps 6] [--no-dictionary-learning] [--together]
+    python tests/bench/peers.py [--arch standard topk …] [--shape D_IN D_SAE BATCH]… [--l0 10 60 …] [--threads 1 2]
+                                [--steps 6] [--no-dictionary-learning] [--together | --profile]
 
 Needs sae-lens (6.54), dictionary-learning and cargo. For every point it draws one problem (Gaussian batches and
 initial weights, with encoder biases set so that about `--l0` latents fire per token, or k = L0), and times on it
@@ -14,7 +14,8 @@ It prints medians of seconds per step, ratios, how far the losses of saesweep an
 saesweep's step to its floor: one dense encoder product plus one pass over the optimiser's state, at the rates measured
 here and now (with the `gemm` crate; torch's rate is printed for comparison). The first two steps are warm-up.
 
-`--together` measures one trial on one core against two side by side with one thread each instead.
+`--together` measures one trial on one core against two side by side with one thread each instead, `--profile` how
+saesweep's step divides into its phases, beside their limits.
 """
 
 import argparse
@@ -36,7 +37,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LR, L1, L0_COEFFICIENT, THRESHOLD = 5e-5, 5.0, 0.1, 0.01
 WARM_UP = 2
 BY_K = ("topk", "batchtopk", "matryoshka_batchtopk", "abstopk")
-ARCHITECTURES = ("standard", *BY_K, "jumprelu", "gated")
+ARCHITECTURES = ("standard", *BY_K, "jumprelu", "gated", "matching_pursuit")
+PHASES = ("pack", "encode", "gram", "pursue", "norms", "select", "decode", "gradients", "adam", "rest")
 TOPK = {"aux_loss_coefficient": 1.0, "rescale_acts_by_decoder_norm": True}
 
 
@@ -53,13 +55,15 @@ def own_settings(arch, d_sae, l0):
         "batchtopk": {"k": l0, "topk_threshold_lr": 0.01, **TOPK},
         "matryoshka_batchtopk": {"k": l0, "topk_threshold_lr": 0.01, "use_matryoshka_aux_loss": False,
                                  "matryoshka_widths": [d_sae // 64, d_sae // 16, d_sae // 4, d_sae], **TOPK},
+        "matching_pursuit": {"max_iterations": l0, "residual_threshold": 1e-2, "stop_on_duplicate_support": False},
     }[arch]
 
 
 def new_sae(arch, d_in, d_sae, l0):
     import sae_lens
     name = {"standard": "Standard", "gated": "Gated", "jumprelu": "JumpReLU", "topk": "TopK", "abstopk": "AbsTopK",
-            "batchtopk": "BatchTopK", "matryoshka_batchtopk": "MatryoshkaBatchTopK"}[arch]
+            "batchtopk": "BatchTopK", "matryoshka_batchtopk": "MatryoshkaBatchTopK",
+            "matching_pursuit": "MatchingPursuit"}[arch]
     config = getattr(sae_lens, f"{name}TrainingSAEConfig")(
         d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=False, normalize_activations="none",
         **own_settings(arch, d_sae, l0))
@@ -72,7 +76,7 @@ def problem(arch, d_in, d_sae, batch, l0, steps):
     sae = new_sae(arch, d_in, d_sae, l0)
     torch.manual_seed(1)
     batches = torch.randn(steps, batch, d_in)
-    if arch not in BY_K:
+    if arch not in (*BY_K, "matching_pursuit"):
         with torch.no_grad():
             sample = batches[0][:256]
             shift = torch.topk((sample @ sae.W_enc).flatten(), l0 * len(sample)).values[-1]
@@ -83,8 +87,10 @@ def problem(arch, d_in, d_sae, batch, l0, steps):
 
 def write_problem(folder, arch, sae, batches, l0):
     state = {name: value.detach().clone() for name, value in sae.state_dict().items()}
-    tensors = {"batches": batches, "w_enc": state["W_enc"].T.contiguous(), "w_dec": state["W_dec"],
-               "b_enc": state["b_gate" if arch == "gated" else "b_enc"], "b_dec": state["b_dec"]}
+    tensors = {"batches": batches, "w_dec": state["W_dec"], "b_dec": state["b_dec"],
+               "b_enc": state.get("b_gate" if arch == "gated" else "b_enc", torch.zeros(len(state["W_dec"])))}
+    if arch != "matching_pursuit":  # its encoder is the decoder
+        tensors["w_enc"] = state["W_enc"].T.contiguous()
     if arch == "jumprelu":
         tensors["threshold"] = state["threshold"]
     if arch == "gated":
@@ -193,7 +199,7 @@ def result(process):
 
 
 def median(secs):
-    return statistics.median(secs[WARM_UP:])
+    return statistics.median(secs[min(WARM_UP, len(secs) - 1):])
 
 
 def torch_rate():
@@ -207,6 +213,12 @@ def torch_rate():
     return 2 * 1024 * 1024 * 8192 / best
 
 
+def measure_limits(step, arch, shape, threads):
+    """The floor of a step here and now. A matching pursuit's encoder is its decoder."""
+    matrices = 1 if arch == "matching_pursuit" else 2
+    return result(start(step, "--limits", *shape, "--threads", threads, "--matrices", matrices))
+
+
 def compare(step, arch, shape, l0, threads, steps, with_peer):
     d_in, d_sae, batch = shape
     torch.set_num_threads(threads)
@@ -216,7 +228,7 @@ def compare(step, arch, shape, l0, threads, steps, with_peer):
         folder = pathlib.Path(folder)
         write_problem(folder, arch, sae, batches, l0)
         run = (step, folder / "problem.safetensors", folder / "settings.json", "--threads", threads)
-        limits = result(start(step, "--limits", *shape, "--threads", threads))
+        limits = measure_limits(step, arch, shape, threads)
         first = result(start(*run))
         their_secs, their_losses = run_saelens(sae, batches)
         peer_secs = median(run_peer(peer, batches)) if peer else None
@@ -227,7 +239,7 @@ def compare(step, arch, shape, l0, threads, steps, with_peer):
     l0 = statistics.mean(first["l0"][WARM_UP:])
     beside = f"{peer_secs:.3f} | {peer_secs / ours:.1f}" if peer else "- | -"
     print(f"| {arch} | {d_in} × {d_sae} × {batch} | {l0:.0f} | {threads} | {theirs:.3f} | {beside} | {ours:.3f} "
-          f"| {theirs / ours:.1f} | {ours / limits['floor_secs']:.2f} | {apart:.1e} |", flush=True)
+          f"| {theirs / ours:.1f} | {ours / (limits['product_secs'] + limits['state_secs']):.2f} | {apart:.1e} |", flush=True)
 
 
 def together(step, arch, shape, l0, steps):
@@ -246,37 +258,61 @@ def together(step, arch, shape, l0, steps):
           f"{side_by_side[0]:.3f} and {side_by_side[1]:.3f} s: {gain:.2f} × the throughput", flush=True)
 
 
+def profile(step, arch, shape, l0, threads, steps):
+    """Mean milliseconds of every phase of saesweep's step."""
+    sae, batches = problem(arch, *shape, l0, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        write_problem(folder, arch, sae, batches, l0)
+        limits = measure_limits(step, arch, shape, threads)
+        out = result(start(step, folder / "problem.safetensors", folder / "settings.json", "--threads", threads,
+                           "--profile"))
+    phases = out["phases"]
+    cells = " | ".join(f"{phases[name] * 1e3:.1f}" if name in phases else "-" for name in PHASES)
+    print(f"| {arch} | {' × '.join(map(str, shape))} | {statistics.mean(out['l0'][WARM_UP:]):.0f} | {threads} | {cells} "
+          f"| {sum(phases.values()) * 1e3:.0f} | {limits['product_secs'] * 1e3:.0f} | {limits['state_secs'] * 1e3:.0f} |",
+          flush=True)
+
+
 def main():
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", nargs="+", default=["standard"], choices=[*ARCHITECTURES, "all"])
-    parser.add_argument("--shape", type=int, nargs=3, default=[1024, 16384, 1024])
+    parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("D_IN", "D_SAE", "BATCH"))
     parser.add_argument("--l0", type=int, nargs="+", default=[60])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--no-dictionary-learning", action="store_true")
     parser.add_argument("--together", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
+    shapes = args.shape or [[1024, 16384, 1024]]
     logging.disable(logging.CRITICAL)
     step = step_command()
     archs = ARCHITECTURES if "all" in args.arch else args.arch
+    points = [(arch, shape, l0) for shape in shapes for arch in archs for l0 in args.l0]
     if args.together:
-        for arch in archs:
-            for l0 in args.l0:
-                together(step, arch, args.shape, l0, args.steps)
+        for point in points:
+            together(step, *point, args.steps)
+        return
+    if args.profile:
+        print(f"ms\n\n| architecture | d_in × d_sae × batch | L0 | threads | {' | '.join(PHASES)} | step | dense product "
+              f"at its limit | one pass over the state |\n|{'---|' * (len(PHASES) + 7)}")
+        for point in points:
+            for threads in args.threads:
+                profile(step, *point, threads, args.steps)
         return
     for threads in args.threads:
         torch.set_num_threads(threads)
-        limits = result(start(step, "--limits", *args.shape, "--threads", threads))
+        limits = measure_limits(step, "standard", shapes[0], threads)
         print(f"{threads} thread(s): f32 product {limits['product_gflops']:.0f} GFlop/s with gemm, "
               f"{torch_rate() / 1e9:.0f} with torch {torch.__version__}; {limits['bandwidth_gb']:.1f} GB/s read and "
               f"written; kernels for {limits['isa']}")
     print("\n| architecture | d_in × d_sae × batch | L0 | threads | SAELens s | dictionary_learning s | ratio | saesweep s "
           "| ratio to SAELens | step / floor | losses differ by |\n|---|---|---|---|---|---|---|---|---|---|---|")
-    for arch in archs:
-        for l0 in args.l0:
-            for threads in args.threads:
-                compare(step, arch, args.shape, l0, threads, args.steps, not args.no_dictionary_learning)
+    for point in points:
+        for threads in args.threads:
+            compare(step, *point, threads, args.steps, not args.no_dictionary_learning)
 
 
 if __name__ == "__main__":

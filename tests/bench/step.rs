@@ -6,11 +6,15 @@
 //! step, and the initial parameters under their names in `kernels::Params`, all float32 and (F, D) where they are
 //! matrices; the settings are those of a trial, `{"sae": {…}, "train": {…}}`.
 //!
-//! `step --limits D_IN D_SAE BATCH --threads N` measures the floor of a step on this machine instead.
+//! `--profile` adds the mean seconds of each phase of a step, measured in steps of their own after the others.
+//!
+//! `step --limits D_IN D_SAE BATCH --threads N [--matrices 2]` measures the two parts of a step's floor on this machine
+//! instead: one dense encoder product, and one pass over an optimiser's state of so many matrices.
 
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
 mod limits;
+mod phases;
 
 use saesweep::{
     kernels::{Isa, Params, Pool, Shape},
@@ -32,31 +36,40 @@ fn floats(file: &SafeTensors<'_>, name: &str) -> (Vec<usize>, Vec<f32>) {
 
 fn main() {
     let mut args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let threads = match args.iter().position(|arg| arg == "--threads") {
-        Some(at) => args.drain(at..).nth(1).and_then(|n| n.parse().ok()).expect("`--threads` takes a number"),
-        None => 1,
-    };
+    let threads = number(&mut args, "--threads", 1);
+    let matrices = number(&mut args, "--matrices", 2);
+    let profiled = args.iter().position(|arg| arg == "--profile").map(|at| args.remove(at)).is_some();
     let result = match &args[..] {
-        [flag, shape @ ..] if flag == "--limits" => measure_limits(shape, threads),
-        [problem, settings] => time_steps(problem, settings, threads),
+        [flag, shape @ ..] if flag == "--limits" => measure_limits(shape, matrices, threads),
+        [problem, settings] => time_steps(problem, settings, threads, profiled),
         _ => return, // `cargo bench` without arguments: nothing to compare with
     };
     println!("{result}");
 }
 
-fn measure_limits(shape: &[String], threads: usize) -> Value {
+/// The number after a flag, taken out of the arguments.
+fn number(args: &mut Vec<String>, flag: &str, default: usize) -> usize {
+    let Some(at) = args.iter().position(|arg| arg == flag) else { return default };
+    let value = args.drain(at..at + 2).nth(1).and_then(|n| n.parse().ok());
+    value.unwrap_or_else(|| panic!("`{flag}` takes a number"))
+}
+
+fn measure_limits(shape: &[String], matrices: usize, threads: usize) -> Value {
     let numbers: Vec<usize> = shape.iter().map(|n| n.parse().expect("sizes are numbers")).collect();
     let [d_in, d_sae, batch] = numbers[..] else { panic!("`--limits` takes D_IN D_SAE BATCH") };
     let (rate, bandwidth) = (limits::product_rate(threads), limits::bandwidth(threads));
+    let [product_secs, state_secs] =
+        limits::floor(Shape { d_in, d_sae, batch }, matrices as f64, rate, bandwidth);
     json!({
         "product_gflops": rate / 1e9,
         "bandwidth_gb": bandwidth / 1e9,
-        "floor_secs": limits::floor(Shape { d_in, d_sae, batch }, 2.0, rate, bandwidth),
+        "product_secs": product_secs,
+        "state_secs": state_secs,
         "isa": Isa::detect().name(),
     })
 }
 
-fn time_steps(problem: &str, settings: &str, threads: usize) -> Value {
+fn time_steps(problem: &str, settings: &str, threads: usize, profiled: bool) -> Value {
     let bytes = std::fs::read(problem).expect("the problem file can be read");
     let file = SafeTensors::deserialize(&bytes).expect("the problem is a safetensors file");
     let (shape, batches) = floats(&file, "batches");
@@ -80,13 +93,26 @@ fn time_steps(problem: &str, settings: &str, threads: usize) -> Value {
     let normalizer = Normalizer::run_time(sae.normalize_activations);
     let mut trainer = Trainer::new(&sae, &train, d_in, params, normalizer, &pool);
 
+    let batches = || batches.chunks_exact(batch * d_in);
+    let mut step = |x| trainer.step(&pool, x).expect("steps on the CPU cannot fail").losses;
     let (mut secs, mut losses, mut l0) = (Vec::new(), Vec::new(), Vec::new());
-    for x in batches.chunks_exact(batch * d_in) {
+    for x in batches() {
         let started = Instant::now();
-        let out = trainer.step(&pool, x).expect("steps on the CPU cannot fail").losses;
+        let out = step(x);
         secs.push(started.elapsed().as_secs_f64());
         losses.push(out.overall);
         l0.push(out.l0);
     }
-    json!({ "secs": secs, "losses": losses, "l0": l0, "threads": threads })
+    let mut result = json!({ "secs": secs, "losses": losses, "l0": l0, "threads": threads });
+    if profiled {
+        let phases = phases::Phases::default();
+        for x in batches() {
+            phases.measure(|| {
+                step(x);
+            });
+        }
+        let means = phases.seconds().into_iter().map(|(phase, sum)| (phase, sum / secs.len() as f64));
+        result["phases"] = means.collect();
+    }
+    result
 }
