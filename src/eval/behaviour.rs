@@ -5,7 +5,7 @@
 
 use super::evaluate::EvalError;
 use crate::{
-    model::{self, HookPoint, HookState, Model},
+    model::{Comparison, HookPoint, HookState, Model},
     store::EvalView,
 };
 use candle_core::{Device, Tensor};
@@ -58,10 +58,8 @@ impl BehaviourSums {
                 .collect::<Result<_, _>>()?;
             Ok(HookState { acts: Tensor::from_slice(acts, (n, context, width), &Device::Cpu)?, carry })
         };
-        let clean_logits = model.run_from_hook(&state(clean_acts)?, hook)?;
-        let sae_logits = model.run_from_hook(&state(&replaced)?, hook)?;
-        let ce_sae = model::per_token_loss(&sae_logits, &tokens)?.flatten_all()?.to_vec1::<f32>()?;
-        let kl_sae = model::per_token_kl(&clean_logits, &sae_logits)?.flatten_all()?.to_vec1::<f32>()?;
+        let Comparison { loss: ce_sae, kl: kl_sae } =
+            model.compare_from_hook(&state(clean_acts)?, &state(&replaced)?, hook, &tokens)?;
 
         for sequence in 0..n {
             for position in 0..context {

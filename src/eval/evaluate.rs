@@ -23,12 +23,8 @@ pub const BATCH_SEQUENCES: usize = 32;
 /// The same for rows that belong to no sequence: as many as that many sequences of usual length hold.
 pub const BATCH_ROWS: usize = 4096;
 
-/// Tokens whose latents and reconstructions are in memory at once.
+/// Tokens whose latents, reconstructions and residuals are in memory at once.
 const TOKENS_AT_ONCE: usize = 1024;
-
-/// Logits that one pass through the model may give: 256 MiB, held for the model itself and for the SAE. A
-/// single sequence may have more.
-const LOGITS_AT_ONCE: usize = 1 << 26;
 
 /// A latent that fires on more than this share of tokens is dense.
 const DENSE_FREQUENCY: f64 = 0.1;
@@ -86,9 +82,10 @@ pub fn evaluate(
     }
     let model = match &store.header().identity.source {
         SourceIdentity::Model(identity) => {
-            let model = Model::load(model_path.ok_or(EvalError::NoModel)?)?;
-            let hooks = model.config().hooks_of(&identity.hook, identity.hook_out.as_deref())?;
-            Some((model, hooks.replaced()))
+            let path = model_path.ok_or(EvalError::NoModel)?;
+            let hooks = Model::header(path)?.hooks_of(&identity.hook, identity.hook_out.as_deref())?;
+            let hook = hooks.replaced();
+            Some((Model::load_from(path, &hook)?, hook))
         }
         SourceIdentity::Toy { .. } | SourceIdentity::Files { .. } => None,
     };
@@ -96,9 +93,8 @@ pub fn evaluate(
     let (context, n_sequences) = (held_out.context_size, held_out.sequences);
     let rows = Rows { held_out: &held_out, d_out: sae.d_out };
     let width = sae.out_width();
-    let vocab_size = model.as_ref().map_or(1, |(model, _)| model.config().vocab_size);
     let batch_sequences = batch_sequences(&held_out);
-    let at_once = sequences_at_once(context, vocab_size).min(batch_sequences).min(n_sequences).max(1);
+    let at_once = sequences_at_once(context).min(batch_sequences).min(n_sequences).max(1);
 
     let mut workspace =
         Workspace::new(Shape { d_in: sae.width(), d_sae: sae.cfg.d_sae, batch: at_once * context }, pool);
@@ -182,9 +178,8 @@ fn batch_sequences(held_out: &EvalView<'_>) -> usize {
 }
 
 /// Sequences that go through SAE and model together; more than a batch never do.
-fn sequences_at_once(context: usize, vocab_size: usize) -> usize {
-    let tokens = TOKENS_AT_ONCE.min(LOGITS_AT_ONCE / vocab_size.max(1));
-    (tokens / context).max(1)
+fn sequences_at_once(context: usize) -> usize {
+    (TOKENS_AT_ONCE / context).max(1)
 }
 
 #[cfg(test)]
@@ -194,10 +189,9 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_never_less_than_a_sequence() {
-        assert_eq!(sequences_at_once(16, 96), 64);
-        assert_eq!(sequences_at_once(128, 50257), 8);
-        assert_eq!(sequences_at_once(128, 151_936), 3);
-        assert_eq!(sequences_at_once(4096, 151_936), 1);
+        assert_eq!(sequences_at_once(16), 64);
+        assert_eq!(sequences_at_once(128), 8);
+        assert_eq!(sequences_at_once(4096), 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::workspace::Workspace;
 #[derive(Default)]
 pub(super) struct NextAim {
     is_set: bool,
+    is_of_this_step: bool,
     aim: Aim,
 }
 
@@ -20,11 +21,21 @@ pub(super) struct Aim {
 impl NextAim {
     /// The aim, once; its targets must hold `len` numbers.
     pub(super) fn take(&mut self, len: usize) -> Option<&Aim> {
-        if !std::mem::take(&mut self.is_set) {
-            return None;
+        self.begin(len);
+        self.now()
+    }
+
+    /// Begins a step that goes through its batch of `len` numbers in parts.
+    pub(super) fn begin(&mut self, len: usize) {
+        self.is_of_this_step = std::mem::take(&mut self.is_set);
+        if self.is_of_this_step {
+            assert_eq!(self.aim.target.len(), len, "targets are (B, D)");
         }
-        assert_eq!(self.aim.target.len(), len, "targets are (B, D)");
-        Some(&self.aim)
+    }
+
+    /// The aim of the step that has begun.
+    pub(super) fn now(&self) -> Option<&Aim> {
+        self.is_of_this_step.then_some(&self.aim)
     }
 }
 
@@ -34,7 +45,7 @@ impl Workspace {
     /// a TopK step is not weighted.
     pub fn aim_at(&mut self, target: &[f32], weight: &[f32]) {
         assert_eq!(target.len(), weight.len() * self.shape.d_in, "a target and a weight for every token");
-        let NextAim { is_set, aim } = &mut self.aim;
+        let NextAim { is_set, aim, .. } = &mut self.aim;
         aim.target.clear();
         aim.target.extend_from_slice(target);
         aim.weight.clear();

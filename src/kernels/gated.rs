@@ -34,52 +34,67 @@ pub fn gated_step(
     for array in [&params.r_mag, &params.b_mag, &grads.r_mag, &grads.b_mag] {
         assert_eq!(array.len(), ws.shape.d_sae, "magnitudes have a scale and a bias for each latent");
     }
-    let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
-    ws.gather_gated(pool, params);
-    let n_active = ws.lists.count();
-    ws.count_fired();
-
+    let n_tokens = ws.check(params, x, grads);
+    let (d_in, with_bias) = (params.d_in(), step.apply_b_dec_to_input);
     let scale = 1.0 / n_tokens as f64;
-    let g = &mut ws.g[..x.len()];
-    let pass = DecodePass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        lists: &ws.lists,
-        n_tokens,
-        begin: Begin::Bias,
-        target: x,
-        weight: None,
-        g_scale: (2.0 * scale) as f32,
-        lp_norm: None,
-    };
-    let out = DecodeOut { reconstruction: &mut ws.reconstruction, g, losses: &mut ws.token_losses };
-    pass.run(pool, &mut ws.decode_space, out);
-    ws.aux_sum.resize(x.len());
-    ws.aux_g.resize(x.len());
+    let parts = ws.parts(pool, params, with_bias, x, 2, |ws, tiles| ws.gather_positive(pool, params, tiles));
     ws.aux_losses.clear();
     ws.aux_losses.resize(n_tokens, [0.0; 2]);
-    let out = DecodeOut { reconstruction: &mut ws.aux_sum, g: &mut ws.aux_g, losses: &mut ws.aux_losses };
-    DecodePass { lists: &ws.aux[0].lists, ..pass }.run(pool, &mut ws.decode_space, out);
+    let (mut n_active, mut l1_sum) = (0, 0.0);
+    for (tokens, part) in parts.iter() {
+        let range = tokens.start * d_in..tokens.end * d_in;
+        let x = &x[range.clone()];
+        ws.take_in(pool, params, with_bias, x);
+        ws.gather_gated(pool, params);
+        n_active += ws.lists.count();
+        ws.count_fired();
 
-    let l1 = L1 { scale: (step.l1_coefficient * scale) as f32, p: 1.0, norms: &[] };
-    let magnitudes = Pull { lists: &ws.lists, g, decoded: true, loss: Some(EntryLoss::Magnitudes) };
-    let gates = Pull { lists: &ws.aux[0].lists, g: &ws.aux_g, decoded: true, loss: Some(EntryLoss::L1(l1)) };
-    let pass = WeightPass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
-        pulls: &[magnitudes, gates],
-        bias_in_input: step.apply_b_dec_to_input,
-        pulls_on_bias: 2,
-    };
-    let sums = pass.run(pool, &mut ws.weight_space, grads);
-    ws.grad_squares = sums.squares;
+        for buffer in [&mut ws.g, &mut ws.aux_sum, &mut ws.aux_g] {
+            buffer.resize(x.len());
+        }
+        let pass = DecodePass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            lists: &ws.lists,
+            n_tokens: tokens.len(),
+            begin: Begin::Bias,
+            target: x,
+            weight: None,
+            g_scale: (2.0 * scale) as f32,
+            lp_norm: None,
+        };
+        let losses = &mut ws.token_losses[tokens.clone()];
+        let out = DecodeOut { reconstruction: &mut ws.reconstruction[range], g: &mut ws.g, losses };
+        pass.run(pool, &mut ws.decode_space, out);
+        let losses = &mut ws.aux_losses[tokens];
+        let out = DecodeOut { reconstruction: &mut ws.aux_sum, g: &mut ws.aux_g, losses };
+        DecodePass { lists: &ws.aux[0].lists, ..pass }.run(pool, &mut ws.decode_space, out);
+
+        let l1 = L1 { scale: (step.l1_coefficient * scale) as f32, p: 1.0, norms: &[] };
+        let magnitudes =
+            Pull { lists: &ws.lists, g: &ws.g, decoded: true, loss: Some(EntryLoss::Magnitudes) };
+        let gates =
+            Pull { lists: &ws.aux[0].lists, g: &ws.aux_g, decoded: true, loss: Some(EntryLoss::L1(l1)) };
+        let pass = WeightPass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            x_in: if with_bias { &ws.x_in } else { x },
+            pulls: &[magnitudes, gates],
+            bias_in_input: with_bias,
+            pulls_on_bias: 2,
+            part,
+        };
+        let sums = pass.run(pool, &mut ws.weight_space, grads);
+        l1_sum += sums.sparsity;
+        ws.grad_squares = sums.squares;
+    }
+    ws.n_tokens = n_tokens;
 
     let mean = |losses: &[[f64; 2]]| scale * losses.iter().map(|losses| losses[0]).sum::<f64>();
     let (mse, auxiliary) = (mean(&ws.token_losses), mean(&ws.aux_losses));
-    let sparsity = step.l1_coefficient * scale * sums.sparsity;
+    let sparsity = step.l1_coefficient * scale * l1_sum;
     let overall = mse + sparsity + auxiliary;
     StepLosses { overall, mse, sparsity, auxiliary, l0: scale * n_active as f64 }
 }
@@ -88,7 +103,7 @@ impl Workspace {
     /// Fills the auxiliary lists with the open gates of the loaded batch, and the lists with the positive
     /// magnitudes behind them.
     pub(super) fn gather_gated(&mut self, pool: &Pool, params: &Params) {
-        self.gather_positive(pool, params);
+        self.gather_positive(pool, params, 0..self.lists.tiles.len());
         let (lists, gates) =
             (Disjoint::new(&mut self.lists.tiles), Disjoint::new(&mut self.aux[0].lists.tiles));
         pool.run(self.order.len().div_ceil(TILE), &|index| {
@@ -146,8 +161,20 @@ mod tests {
     }
 
     fn run(problem: &Problem, step: &GatedStep, threads: usize, isa: Isa) -> (StepLosses, Params, Workspace) {
+        run_in(None, problem, step, threads, isa)
+    }
+
+    /// In so many parts.
+    fn run_in(
+        parts: Option<usize>,
+        problem: &Problem,
+        step: &GatedStep,
+        threads: usize,
+        isa: Isa,
+    ) -> (StepLosses, Params, Workspace) {
         let pool = Pool::new(threads);
         let mut ws = problem.workspace(&pool, isa);
+        ws.forced_parts = parts;
         let mut grads = problem.dirty_grads();
         let losses = gated_step(&pool, &mut ws, &problem.params, step, &problem.x, &mut grads);
         (losses, grads, ws)
@@ -156,9 +183,11 @@ mod tests {
     fn check(problem: &Problem, step: &GatedStep) {
         let expected = reference::gated_step(&problem.params.to_f64(), step, &problem.x64());
         let d_sae = problem.shape.d_sae;
-        for isa in Isa::available() {
-            let what = format!("{:?} {step:?} {}", problem.shape, isa.name());
-            let (losses, grads, mut ws) = run(problem, step, 1, isa);
+        let cases =
+            Isa::available().into_iter().flat_map(|isa| [None, Some(2), Some(3)].map(|parts| (isa, parts)));
+        for (isa, parts) in cases {
+            let what = format!("{:?} {step:?} {} {parts:?} parts", problem.shape, isa.name());
+            let (losses, grads, mut ws) = run_in(parts, problem, step, 1, isa);
             check_loss(&format!("{what} mse"), losses.mse, expected.losses.mse);
             check_loss(&format!("{what} sparsity"), losses.sparsity, expected.losses.sparsity);
             check_loss(&format!("{what} auxiliary"), losses.auxiliary, expected.losses.auxiliary);
@@ -172,7 +201,7 @@ mod tests {
                 assert_eq!(fired as usize, count, "{what} fired[{f}]");
             }
             for threads in [2, 3] {
-                let (other_losses, other_grads, other_ws) = run(problem, step, threads, isa);
+                let (other_losses, other_grads, other_ws) = run_in(parts, problem, step, threads, isa);
                 assert_eq!(losses, other_losses, "{what} {threads} threads");
                 assert_eq!(bits(&grads), bits(&other_grads), "{what} {threads} threads");
                 assert_eq!(ws.grad_norm().to_bits(), other_ws.grad_norm().to_bits());

@@ -80,7 +80,7 @@ pub fn encode(
     for x in x.chunks(ws.shape.batch * ws.shape.d_in) {
         let n_tokens = ws.load(pool, params, apply_b_dec_to_input, x);
         match *activation {
-            Activation::Relu => ws.gather_positive(pool, params),
+            Activation::Relu => ws.gather_positive(pool, params, 0..ws.lists.tiles.len()),
             Activation::JumpRelu => ws.gather_active(pool, params),
             Activation::Gated => ws.gather_gated(pool, params),
             Activation::MatchingPursuit(_) => unreachable!("dealt with above"),

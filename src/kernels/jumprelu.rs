@@ -9,6 +9,7 @@ use super::params::Params;
 use super::pool::Pool;
 use super::weights::{EntryLoss, Pull, WeightPass};
 use super::workspace::{StepLosses, Workspace};
+use std::ops::Range;
 
 /// Settings of one JumpReLU step. Thresholds are parameters; the caller keeps them from falling below 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,82 +64,101 @@ pub fn jumprelu_step(
     assert_eq!(params.threshold.len(), ws.shape.d_sae, "threshold has one value per latent");
     assert_eq!(grads.threshold.len(), ws.shape.d_sae, "threshold has one gradient per latent");
     assert_eq!(dead.len(), ws.shape.d_sae, "dead has one flag per latent");
-    let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
+    let n_tokens = ws.check(params, x, grads);
+    let (d_in, with_bias) = (params.d_in(), step.apply_b_dec_to_input);
     let scale = 1.0 / n_tokens as f64;
     let has_pre_act = step.pre_act_loss_coefficient != 0.0 && dead.contains(&true);
     let pre_act = has_pre_act.then_some(((step.pre_act_loss_coefficient * scale) as f32, dead));
     let bandwidth = step.bandwidth as f32;
-    ws.gather_above(pool, params, bandwidth, pre_act.map(|(_, dead)| dead));
-    let n_active = ws.lists.count();
-    ws.count_fired();
-
-    let aim = ws.aim.take(x.len());
-    let g = &mut ws.g[..x.len()];
-    let pass = DecodePass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        lists: &ws.lists,
-        n_tokens,
-        begin: Begin::Bias,
-        target: aim.map_or(x, |aim| &aim.target),
-        weight: aim.map(|aim| aim.weight.as_slice()),
-        g_scale: (2.0 * scale) as f32,
-        lp_norm: None,
-    };
-    let out = DecodeOut { reconstruction: &mut ws.reconstruction, g, losses: &mut ws.token_losses };
-    pass.run(pool, &mut ws.decode_space, out);
-
+    ws.limit_above(params, bandwidth, pre_act.map(|(_, dead)| dead));
+    let parts = ws.parts(pool, params, with_bias, x, 1, |ws, tiles| ws.gather_at(pool, params, tiles));
     let lambda = step.l0_coefficient * scale;
-    let mut sparsity_loss = 0.0;
-    let sparsity = match step.mode {
-        SparsityMode::Step => {
-            sparsity_loss = lambda * n_active as f64;
-            Sparsity::Step(lambda as f32)
-        }
-        SparsityMode::Tanh { scale } => Sparsity::Tanh { weight: lambda as f32, scale: scale as f32 },
-        SparsityMode::Quadratic { target_l0 } => {
-            let counts = &mut ws.token_slopes;
-            counts.clear();
-            counts.resize(n_tokens, 0.0);
-            for &token in ws.lists.tiles.iter().flat_map(|tile| &tile.token) {
-                // Exact: counts are far below 2^24.
-                counts[token as usize] += 1.0;
+    let (mut n_active, mut sparsity_loss, mut tanh_sum, mut pre_act_sum) = (0, 0.0, 0.0, 0.0);
+    ws.aim.begin(x.len());
+    for (tokens, part) in parts.iter() {
+        let range = tokens.start * d_in..tokens.end * d_in;
+        let x = &x[range.clone()];
+        ws.take_in(pool, params, with_bias, x);
+        ws.gather_above(pool, params, bandwidth, pre_act.map(|(_, dead)| dead));
+        let n_active_here = ws.lists.count();
+        n_active += n_active_here;
+        ws.count_fired();
+
+        let aim = ws.aim.now();
+        ws.g.resize(x.len());
+        let pass = DecodePass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            lists: &ws.lists,
+            n_tokens: tokens.len(),
+            begin: Begin::Bias,
+            target: aim.map_or(x, |aim| &aim.target[range.clone()]),
+            weight: aim.map(|aim| &aim.weight[tokens.clone()]),
+            g_scale: (2.0 * scale) as f32,
+            lp_norm: None,
+        };
+        let losses = &mut ws.token_losses[tokens.clone()];
+        let out = DecodeOut { reconstruction: &mut ws.reconstruction[range], g: &mut ws.g, losses };
+        pass.run(pool, &mut ws.decode_space, out);
+
+        let sparsity = match step.mode {
+            SparsityMode::Step => {
+                sparsity_loss += lambda * n_active_here as f64;
+                Sparsity::Step(lambda as f32)
             }
-            for count in counts.iter_mut() {
-                let above = f64::from(*count) - target_l0;
-                sparsity_loss += lambda * 2.0 / target_l0 * above * above;
-                *count = (lambda * 4.0 / target_l0 * above) as f32;
+            SparsityMode::Tanh { scale } => Sparsity::Tanh { weight: lambda as f32, scale: scale as f32 },
+            SparsityMode::Quadratic { target_l0 } => {
+                let counts = &mut ws.token_slopes;
+                counts.clear();
+                counts.resize(tokens.len(), 0.0);
+                for &token in ws.lists.tiles.iter().flat_map(|tile| &tile.token) {
+                    // Exact: counts are far below 2^24.
+                    counts[token as usize] += 1.0;
+                }
+                for count in counts.iter_mut() {
+                    let above = f64::from(*count) - target_l0;
+                    sparsity_loss += lambda * 2.0 / target_l0 * above * above;
+                    *count = (lambda * 4.0 / target_l0 * above) as f32;
+                }
+                Sparsity::StepOfToken(counts)
             }
-            Sparsity::StepOfToken(counts)
-        }
-    };
-    let jumps =
-        Jumps { threshold: &params.threshold, bandwidth, ste_to_input: step.ste_to_input, sparsity, pre_act };
-    let active = Pull { lists: &ws.lists, g, decoded: true, loss: Some(EntryLoss::Jumps(jumps)) };
-    let pass = WeightPass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
-        pulls: &[active, Pull { lists: &ws.aux[0].lists, decoded: false, ..active }],
-        bias_in_input: step.apply_b_dec_to_input,
-        pulls_on_bias: 1,
-    };
-    let sums = pass.run(pool, &mut ws.weight_space, grads);
-    ws.grad_squares = sums.squares;
+        };
+        let jumps = Jumps {
+            threshold: &params.threshold,
+            bandwidth,
+            ste_to_input: step.ste_to_input,
+            sparsity,
+            pre_act,
+        };
+        let active = Pull { lists: &ws.lists, g: &ws.g, decoded: true, loss: Some(EntryLoss::Jumps(jumps)) };
+        let pass = WeightPass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            x_in: if with_bias { &ws.x_in } else { x },
+            pulls: &[active, Pull { lists: &ws.aux[0].lists, decoded: false, ..active }],
+            bias_in_input: with_bias,
+            pulls_on_bias: 1,
+            part,
+        };
+        let sums = pass.run(pool, &mut ws.weight_space, grads);
+        tanh_sum += sums.sparsity;
+        pre_act_sum += sums.pre_act;
+        ws.grad_squares = sums.squares;
+    }
+    ws.n_tokens = n_tokens;
 
     let mse = scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>();
-    let sparsity = sparsity_loss + lambda * sums.sparsity;
-    let auxiliary = step.pre_act_loss_coefficient * scale * sums.pre_act;
+    let sparsity = sparsity_loss + lambda * tanh_sum;
+    let auxiliary = step.pre_act_loss_coefficient * scale * pre_act_sum;
     let overall = mse + sparsity + auxiliary;
     StepLosses { overall, mse, sparsity, auxiliary, l0: scale * n_active as f64 }
 }
 
 impl Workspace {
-    /// Fills the lists with the pre-activations above their thresholds, and the auxiliary lists with those
-    /// not above but less than half a bandwidth below, for the latents flagged in `all_below` with all below.
-    fn gather_above(&mut self, pool: &Pool, params: &Params, bandwidth: f32, all_below: Option<&[bool]>) {
+    /// Sets the limits that [`Self::gather_above`] gathers at.
+    fn limit_above(&mut self, params: &Params, bandwidth: f32, all_below: Option<&[bool]>) {
         let below = |latent: usize| all_below.is_some_and(|flags| flags[latent]);
         self.latent_limits.clear();
         self.latent_limits.extend(params.threshold.iter().enumerate().map(|(latent, &theta)| {
@@ -146,7 +166,13 @@ impl Workspace {
             let low = theta - 0.5 * bandwidth - 1e-6 * (theta.abs() + bandwidth);
             if below(latent) || low.is_nan() { f32::NEG_INFINITY } else { low }
         }));
-        self.gather_at(pool, params);
+    }
+
+    /// Fills the lists with the pre-activations above their thresholds, and the auxiliary lists with those
+    /// not above but less than half a bandwidth below, for the latents flagged in `all_below` with all below.
+    fn gather_above(&mut self, pool: &Pool, params: &Params, bandwidth: f32, all_below: Option<&[bool]>) {
+        let below = |latent: usize| all_below.is_some_and(|flags| flags[latent]);
+        self.gather_at(pool, params, 0..self.lists.tiles.len());
         let (lists, others) =
             (Disjoint::new(&mut self.lists.tiles), Disjoint::new(&mut self.aux[0].lists.tiles));
         pool.run(self.order.len().div_ceil(TILE), &|index| {
@@ -171,11 +197,11 @@ impl Workspace {
         self.latent_limits.clear();
         // What follows a threshold is the first to be above it.
         self.latent_limits.extend(params.threshold.iter().map(|theta| theta.max(0.0).next_up()));
-        self.gather_at(pool, params);
+        self.gather_at(pool, params, 0..self.lists.tiles.len());
     }
 
-    /// Fills the lists with what reaches `latent_limits`.
-    fn gather_at(&mut self, pool: &Pool, params: &Params) {
+    /// Fills the lists of some tiles with what reaches `latent_limits`.
+    fn gather_at(&mut self, pool: &Pool, params: &Params, tiles: Range<usize>) {
         self.order.clear();
         self.order.extend(0..self.shape.d_sae as u32);
         let gather = Gather {
@@ -192,7 +218,7 @@ impl Workspace {
             latent_limits: Some(&self.latent_limits),
             by_magnitude: false,
         };
-        gather.run(pool, &self.gather_spares, 0..self.lists.tiles.len(), &mut self.lists);
+        gather.run(pool, &self.gather_spares, tiles, &mut self.lists);
     }
 }
 
@@ -268,8 +294,21 @@ mod tests {
         threads: usize,
         isa: Isa,
     ) -> (StepLosses, Params, Workspace) {
+        run_in(None, problem, step, dead, threads, isa)
+    }
+
+    /// In so many parts.
+    fn run_in(
+        parts: Option<usize>,
+        problem: &Problem,
+        step: &JumpReluStep,
+        dead: &[bool],
+        threads: usize,
+        isa: Isa,
+    ) -> (StepLosses, Params, Workspace) {
         let pool = Pool::new(threads);
         let mut ws = problem.workspace(&pool, isa);
+        ws.forced_parts = parts;
         let mut grads = problem.dirty_grads();
         let losses = jumprelu_step(&pool, &mut ws, &problem.params, step, dead, &problem.x, &mut grads);
         (losses, grads, ws)
@@ -277,9 +316,11 @@ mod tests {
 
     fn check(problem: &Problem, step: &JumpReluStep, dead: &[bool]) {
         let expected = reference::jumprelu_step(&problem.params.to_f64(), step, dead, &problem.x64());
-        for isa in Isa::available() {
-            let what = format!("{:?} {step:?} {}", problem.shape, isa.name());
-            let (losses, grads, ws) = run(problem, step, dead, 1, isa);
+        let cases =
+            Isa::available().into_iter().flat_map(|isa| [None, Some(2), Some(3)].map(|parts| (isa, parts)));
+        for (isa, parts) in cases {
+            let what = format!("{:?} {step:?} {} {parts:?} parts", problem.shape, isa.name());
+            let (losses, grads, ws) = run_in(parts, problem, step, dead, 1, isa);
             check_loss(&format!("{what} mse"), losses.mse, expected.losses.mse);
             check_loss(&format!("{what} sparsity"), losses.sparsity, expected.losses.sparsity);
             check_loss(&format!("{what} auxiliary"), losses.auxiliary, expected.losses.auxiliary);
@@ -295,7 +336,7 @@ mod tests {
                 assert_eq!(fired as usize, count, "{what} fired[{f}]");
             }
             for threads in [2, 3] {
-                let (other_losses, other_grads, other_ws) = run(problem, step, dead, threads, isa);
+                let (other_losses, other_grads, other_ws) = run_in(parts, problem, step, dead, threads, isa);
                 assert_eq!(losses, other_losses, "{what} {threads} threads");
                 assert_eq!(bits(&grads), bits(&other_grads), "{what} {threads} threads");
                 assert_eq!(ws.grad_norm().to_bits(), other_ws.grad_norm().to_bits());

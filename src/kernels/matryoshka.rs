@@ -10,6 +10,7 @@ use super::decode::{Begin, DecodeOut, DecodePass};
 use super::lists::{Lists, TILE};
 use super::memory::{Buffer, Disjoint};
 use super::params::Params;
+use super::parts::Part;
 use super::pool::Pool;
 use super::topk::Choice;
 use super::weights::{Pull, WeightPass};
@@ -162,6 +163,7 @@ pub fn matryoshka_step(
         pulls: &pulls,
         bias_in_input: step.apply_b_dec_to_input,
         pulls_on_bias: 1,
+        part: Part::WHOLE,
     };
     ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
     levels.pulls = recycled(pulls);

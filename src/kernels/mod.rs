@@ -39,22 +39,29 @@ mod balance;
 mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod chains;
-mod gram;
 mod pursuit;
 mod pursuit_block;
 mod pursuit_grads;
+#[cfg(target_arch = "x86_64")]
+mod row_bytes;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_row_bytes.rs"]
+mod row_bytes;
+mod row_panels;
 #[cfg(target_arch = "x86_64")]
 mod screen;
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "unscreened.rs"]
 mod screen;
 
+mod bias_gradient;
 mod decode;
 mod jumps;
 mod weights;
 
 mod dense;
 mod lists;
+mod parts;
 mod workspace;
 
 // What the parts are made of.

@@ -50,11 +50,6 @@ pub(super) fn adam() -> EnteredSpan {
     enter!("adam")
 }
 
-/// Products of decoder rows among themselves.
-pub(super) fn gram() -> EnteredSpan {
-    enter!("gram")
-}
-
 /// Latents are pursued one after another.
 pub(super) fn pursue() -> EnteredSpan {
     enter!("pursue")

@@ -51,7 +51,7 @@ use super::product::{GROUP, PANEL, pack_group};
 use super::simd::{Avx512Lanes, LANES, Simd};
 
 /// The widest rows whose integer products stay below 2^31, and whose bounds hold.
-const MAX_WIDTH: usize = 1 << 16;
+pub(super) const MAX_WIDTH: usize = 1 << 16;
 /// Panels after which a tile decides.
 const TRIAL_PANELS: usize = 2;
 /// Share of values that may pass, of a tile's first panels and of each group's values.
@@ -353,6 +353,6 @@ struct Latents {
 }
 
 /// The h of the bound.
-fn rounding(d_in: usize) -> f32 {
+pub(super) fn rounding(d_in: usize) -> f32 {
     1.01 * (d_in + 8) as f32 / (1 << 24) as f32
 }

@@ -68,7 +68,7 @@ impl Problem {
         ws.load(&pool, &self.params, true, &self.x);
         let set: Vec<bool> = (0..self.params.d_sae()).map(|latent| latent % 5 == 1).collect();
         match kind {
-            Kind::Positive => ws.gather_positive(&pool, &self.params),
+            Kind::Positive => ws.gather_positive(&pool, &self.params, 0..ws.lists.tiles.len()),
             Kind::AboveThresholds => ws.gather_active(&pool, &self.params),
             Kind::Largest { choice, rescale, aux } => {
                 let aux: &[(usize, &[bool])] = if aux { &[(4, &set)] } else { &[] };
@@ -204,7 +204,7 @@ fn tiles_choose_by_density() {
         let mut ws = problem.workspace(Isa::Avx512Vnni, &pool);
         for step in 0..=PATIENCE + 1 {
             ws.load(&pool, &problem.params, false, &problem.x);
-            ws.gather_positive(&pool, &problem.params);
+            ws.gather_positive(&pool, &problem.params, 0..ws.lists.tiles.len());
             for tile in &ws.screen.patience {
                 let left = (patience + PATIENCE + 1 - step) % (PATIENCE + 1);
                 assert_eq!(tile.load(Ordering::Relaxed), if patience > 0 { left } else { 0 }, "step {step}");

@@ -9,6 +9,7 @@ use super::pool::Pool;
 use super::select::decoder_norms;
 use super::weights::{EntryLoss, L1, Pull, WeightPass};
 use super::workspace::{StepLosses, Workspace};
+use std::ops::Range;
 
 /// Settings of one standard step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,58 +36,73 @@ pub fn standard_step(
     x: &[f32],
     grads: &mut Params,
 ) -> StepLosses {
-    let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
-    ws.gather_positive(pool, params);
-    let n_active = ws.lists.count();
-    ws.count_fired();
+    let n_tokens = ws.check(params, x, grads);
+    let (d_in, with_bias) = (params.d_in(), step.apply_b_dec_to_input);
+    let scale = 1.0 / n_tokens as f64;
     let has_l1 = step.l1_coefficient != 0.0;
     let plain_l1 = step.lp_norm == 1.0;
-    let lp_norm = if has_l1 && !plain_l1 {
+    let parts = ws.parts(pool, params, with_bias, x, 1, |ws, tiles| ws.gather_positive(pool, params, tiles));
+    if has_l1 && !plain_l1 {
         decoder_norms(pool, ws.isa, params, &mut ws.norms);
-        Some((&*ws.norms, step.lp_norm))
-    } else {
-        None
-    };
+    }
+    let (mut n_active, mut l1_sum) = (0, 0.0);
+    ws.aim.begin(x.len());
+    for (tokens, part) in parts.iter() {
+        let range = tokens.start * d_in..tokens.end * d_in;
+        let x = &x[range.clone()];
+        ws.take_in(pool, params, with_bias, x);
+        ws.gather_positive(pool, params, 0..ws.lists.tiles.len());
+        n_active += ws.lists.count();
+        ws.count_fired();
 
-    let aim = ws.aim.take(n_tokens * params.d_in());
-    let scale = 1.0 / n_tokens as f64;
-    let g = &mut ws.g[..x.len()];
-    let pass = DecodePass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        lists: &ws.lists,
-        n_tokens,
-        begin: Begin::Bias,
-        target: aim.map_or(x, |aim| &aim.target),
-        weight: aim.map(|aim| aim.weight.as_slice()),
-        g_scale: (2.0 * scale) as f32,
-        lp_norm,
-    };
-    let out = DecodeOut { reconstruction: &mut ws.reconstruction, g, losses: &mut ws.token_losses };
-    pass.run(pool, &mut ws.decode_space, out);
+        let aim = ws.aim.now();
+        ws.g.resize(x.len());
+        let token_losses = &mut ws.token_losses[tokens.clone()];
+        let pass = DecodePass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            lists: &ws.lists,
+            n_tokens: tokens.len(),
+            begin: Begin::Bias,
+            target: aim.map_or(x, |aim| &aim.target[range.clone()]),
+            weight: aim.map(|aim| &aim.weight[tokens]),
+            g_scale: (2.0 * scale) as f32,
+            lp_norm: (has_l1 && !plain_l1).then_some((&*ws.norms, step.lp_norm)),
+        };
+        let out = DecodeOut {
+            reconstruction: &mut ws.reconstruction[range],
+            g: &mut ws.g,
+            losses: &mut *token_losses,
+        };
+        pass.run(pool, &mut ws.decode_space, out);
 
-    let l1 = L1 { scale: (step.l1_coefficient * scale) as f32, p: step.lp_norm, norms: &ws.token_losses };
-    let pass = WeightPass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
-        pulls: &[Pull { lists: &ws.lists, g, decoded: true, loss: has_l1.then_some(EntryLoss::L1(l1)) }],
-        bias_in_input: step.apply_b_dec_to_input,
-        pulls_on_bias: 1,
-    };
-    let sums = pass.run(pool, &mut ws.weight_space, grads);
-    ws.grad_squares = sums.squares;
+        let l1 = L1 { scale: (step.l1_coefficient * scale) as f32, p: step.lp_norm, norms: token_losses };
+        let loss = has_l1.then_some(EntryLoss::L1(l1));
+        let pass = WeightPass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            x_in: if with_bias { &ws.x_in } else { x },
+            pulls: &[Pull { lists: &ws.lists, g: &ws.g, decoded: true, loss }],
+            bias_in_input: with_bias,
+            pulls_on_bias: 1,
+            part,
+        };
+        let sums = pass.run(pool, &mut ws.weight_space, grads);
+        l1_sum += sums.sparsity;
+        ws.grad_squares = sums.squares;
+    }
+    ws.n_tokens = n_tokens;
 
     let sum = |nth: usize| ws.token_losses.iter().map(|losses| losses[nth]).sum::<f64>();
-    let norms = if plain_l1 { sums.sparsity } else { sum(1) };
+    let norms = if plain_l1 { l1_sum } else { sum(1) };
     let (mse, sparsity) = (scale * sum(0), step.l1_coefficient * scale * norms);
     StepLosses { overall: mse + sparsity, mse, sparsity, auxiliary: 0.0, l0: scale * n_active as f64 }
 }
 
 impl Workspace {
-    /// Checks lengths and prepares what every kind of step needs. Returns B.
+    /// Checks lengths, prepares what every kind of step needs, and takes in the whole batch. Returns B.
     pub(super) fn begin(
         &mut self,
         pool: &Pool,
@@ -95,10 +111,32 @@ impl Workspace {
         x: &[f32],
         grads: &Params,
     ) -> usize {
+        self.check(params, x, grads);
+        self.take_in(pool, params, apply_b_dec_to_input, x)
+    }
+
+    /// Checks lengths and clears what a step adds up. Returns B.
+    pub(super) fn check(&mut self, params: &Params, x: &[f32], grads: &Params) -> usize {
         let d_in = self.shape.d_in;
         params.check(d_in, self.shape.d_sae);
         grads.check(d_in, self.shape.d_sae);
         assert!(!params.is_tied() && !grads.is_tied(), "the encoder has weights of its own");
+        let n_tokens = self.count_tokens(x);
+        self.fired.fill(0);
+        self.token_losses.clear();
+        self.token_losses.resize(n_tokens, [0.0; 2]);
+        n_tokens
+    }
+
+    /// Packs a batch or a part of it for the encoder, and keeps what the encoder reads. Returns the number of tokens.
+    pub(super) fn take_in(
+        &mut self,
+        pool: &Pool,
+        params: &Params,
+        apply_b_dec_to_input: bool,
+        x: &[f32],
+    ) -> usize {
+        let d_in = self.shape.d_in;
         let n_tokens = self.load(pool, params, apply_b_dec_to_input, x);
         if apply_b_dec_to_input {
             self.x_in.resize(x.len());
@@ -108,8 +146,14 @@ impl Workspace {
                 }
             }
         }
-        self.token_losses.clear();
-        self.token_losses.resize(n_tokens, [0.0; 2]);
+        n_tokens
+    }
+
+    fn count_tokens(&self, x: &[f32]) -> usize {
+        let d_in = self.shape.d_in;
+        let n_tokens = x.len() / d_in;
+        assert_eq!(x.len(), n_tokens * d_in, "x is (B, D)");
+        assert!((1..=self.shape.batch).contains(&n_tokens), "a batch has 1 to shape.batch tokens");
         n_tokens
     }
 
@@ -121,11 +165,8 @@ impl Workspace {
         apply_b_dec_to_input: bool,
         x: &[f32],
     ) -> usize {
-        let d_in = self.shape.d_in;
-        let n_tokens = x.len() / d_in;
+        let (d_in, n_tokens) = (self.shape.d_in, self.count_tokens(x));
         let _phase = phase::pack();
-        assert_eq!(x.len(), n_tokens * d_in, "x is (B, D)");
-        assert!((1..=self.shape.batch).contains(&n_tokens), "a batch has 1 to shape.batch tokens");
         let subtract = apply_b_dec_to_input.then_some(params.b_dec.as_slice());
         pack_batch(pool, x, d_in, subtract, &mut self.panels);
         self.screen.load(pool, x, subtract, params);
@@ -134,17 +175,17 @@ impl Workspace {
         n_tokens
     }
 
-    /// Counts the tokens on which each latent is active.
+    /// Counts the tokens on which each latent is active, on top of those of earlier parts.
     pub(super) fn count_fired(&mut self) {
         for (lists, latents) in self.lists.tiles.iter().zip(self.order.chunks(TILE)) {
             for (range, &latent) in lists.start.windows(2).zip(latents) {
-                self.fired[latent as usize] = range[1] - range[0];
+                self.fired[latent as usize] += range[1] - range[0];
             }
         }
     }
 
-    /// Fills the lists with all positive pre-activations of the loaded batch.
-    pub(super) fn gather_positive(&mut self, pool: &Pool, params: &Params) {
+    /// Fills the lists of some tiles with all positive pre-activations of the loaded batch.
+    pub(super) fn gather_positive(&mut self, pool: &Pool, params: &Params, tiles: Range<usize>) {
         self.limits.fill(ABOVE_ZERO);
         self.order.clear();
         self.order.extend(0..self.shape.d_sae as u32);
@@ -162,7 +203,7 @@ impl Workspace {
             latent_limits: None,
             by_magnitude: false,
         };
-        gather.run(pool, &self.gather_spares, 0..self.lists.tiles.len(), &mut self.lists);
+        gather.run(pool, &self.gather_spares, tiles, &mut self.lists);
     }
 }
 
@@ -181,8 +222,20 @@ mod tests {
         threads: usize,
         isa: Isa,
     ) -> (StepLosses, Params, Workspace) {
+        run_in(None, problem, step, threads, isa)
+    }
+
+    /// In so many parts.
+    fn run_in(
+        parts: Option<usize>,
+        problem: &Problem,
+        step: &StandardStep,
+        threads: usize,
+        isa: Isa,
+    ) -> (StepLosses, Params, Workspace) {
         let pool = Pool::new(threads);
         let mut ws = problem.workspace(&pool, isa);
+        ws.forced_parts = parts;
         let mut grads = problem.dirty_grads();
         let losses = standard_step(&pool, &mut ws, &problem.params, step, &problem.x, &mut grads);
         (losses, grads, ws)
@@ -190,9 +243,11 @@ mod tests {
 
     fn check(problem: &Problem, step: &StandardStep) {
         let expected = reference::standard_step(&problem.params.to_f64(), step, &problem.x64());
-        for isa in Isa::available() {
-            let what = format!("{:?} {step:?} {}", problem.shape, isa.name());
-            let (losses, grads, ws) = run(problem, step, 1, isa);
+        let cases =
+            Isa::available().into_iter().flat_map(|isa| [None, Some(2), Some(3)].map(|parts| (isa, parts)));
+        for (isa, parts) in cases {
+            let what = format!("{:?} {step:?} {} {parts:?} parts", problem.shape, isa.name());
+            let (losses, grads, ws) = run_in(parts, problem, step, 1, isa);
             check_loss(&format!("{what} mse"), losses.mse, expected.losses.mse);
             check_loss(&format!("{what} sparsity"), losses.sparsity, expected.losses.sparsity);
             check_loss(&format!("{what} overall"), losses.overall, expected.losses.overall);
@@ -207,7 +262,7 @@ mod tests {
                 assert_eq!(fired as usize, count, "{what} fired[{f}]");
             }
             for threads in [2, 3] {
-                let (other_losses, other_grads, other_ws) = run(problem, step, threads, isa);
+                let (other_losses, other_grads, other_ws) = run_in(parts, problem, step, threads, isa);
                 assert_eq!(losses, other_losses, "{what} {threads} threads");
                 assert_eq!(bits(&grads), bits(&other_grads), "{what} {threads} threads");
                 assert_eq!(ws.reconstruction(), other_ws.reconstruction(), "{what} {threads} threads");
@@ -230,6 +285,24 @@ mod tests {
                     check(&problem, &step);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_large_batch_goes_in_parts_while_it_is_dense() {
+        for shift in SHIFTS {
+            let problem = Problem::new(20, 480, 600, shift, 6);
+            let step = StandardStep { l1_coefficient: 0.3, lp_norm: 1.0, apply_b_dec_to_input: true };
+            check(&problem, &step);
+            let pool = Pool::new(2);
+            let mut ws = problem.workspace(&pool, Isa::detect());
+            let (params, x) = (&problem.params, &problem.x);
+            let gather = |ws: &mut Workspace, tiles| ws.gather_positive(&pool, params, tiles);
+            let parts = ws.parts(&pool, params, true, x, 1, gather).iter().count();
+            assert!(
+                if shift >= 0.0 { parts == 3 } else { shift > -1000.0 || parts == 1 },
+                "{shift}: {parts}"
+            );
         }
     }
 

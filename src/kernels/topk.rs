@@ -6,6 +6,7 @@ use super::gather::Gather;
 use super::lists::TILE;
 use super::memory::Disjoint;
 use super::params::Params;
+use super::parts::Part;
 use super::phase;
 use super::pool::Pool;
 use super::product::PANEL;
@@ -99,7 +100,8 @@ pub(super) fn largest_step(
 
     let aim = ws.aim.take(x.len());
     let scale = 1.0 / n_tokens as f64;
-    let g = &mut ws.g[..x.len()];
+    ws.g.resize(x.len());
+    let g = &mut *ws.g;
     let pass = DecodePass {
         isa: ws.isa,
         params,
@@ -146,6 +148,7 @@ pub(super) fn largest_step(
         pulls: &pulls[..if k_aux > 0 { 2 } else { 1 }],
         bias_in_input: step.apply_b_dec_to_input,
         pulls_on_bias: 1,
+        part: Part::WHOLE,
     };
     ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
 

@@ -19,6 +19,7 @@ use super::jumps::Jumps;
 use super::lists::{Lists, TILE};
 use super::memory::{Buffer, Disjoint, Spares};
 use super::params::Params;
+use super::parts::Part;
 use super::phase;
 use super::pool::Pool;
 use super::product::GROUP;
@@ -79,6 +80,8 @@ pub(super) struct WeightPass<'a> {
     pub(super) bias_in_input: bool,
     /// The first so many pulls are on the decoder bias, too.
     pub(super) pulls_on_bias: usize,
+    /// Where the tokens stand in their batch: gradients add up from its first part to its last.
+    pub(super) part: Part,
 }
 
 /// Memory of the pass, kept between steps.
@@ -90,12 +93,15 @@ pub(super) struct WeightSpace {
     dense: Vec<DenseBatch>,
     x_columns: Buffer,
     spares: Spares<TileSpace>,
+    /// What a part of a batch hands on to the next: by group of latents, and by column of `g`.
+    groups: Vec<GroupSums>,
+    columns: Vec<f64>,
 }
 
 /// Sums over one tile or over all.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Sums {
-    /// Squares of the gradients.
+    /// Squares of the gradients; 0 before the last part of a batch.
     pub(super) squares: f64,
     /// `sum_b sum_i f_bi n_i`, where there is an L1 loss with p = 1; see [`Jumps`] for its losses.
     pub(super) sparsity: f64,
@@ -111,12 +117,20 @@ struct TileSpace {
 }
 
 impl WeightPass<'_> {
-    /// Writes all gradients.
+    /// Writes all gradients; before the last part of a batch, what there is of those of the matrices.
     pub(super) fn run(&self, pool: &Pool, space: &mut WeightSpace, grads: &mut Params) -> Sums {
         let _phase = phase::gradients();
         let d_in = self.params.d_in();
         let n_tiles = self.order.len().div_ceil(TILE);
-        let WeightSpace { tiles, bias, dense, x_columns, spares } = space;
+        let WeightSpace { tiles, bias, dense, x_columns, spares, groups, columns } = space;
+        if self.part.is_first {
+            groups.clear();
+            columns.clear();
+        }
+        if !self.part.is_whole() {
+            groups.resize(n_tiles * GROUPS, GroupSums::default());
+            columns.resize(d_in, 0.0);
+        }
         tiles.clear();
         tiles.resize(n_tiles, Sums::default());
         bias.resize(if self.bias_in_input { n_tiles * d_in } else { 0 });
@@ -138,6 +152,7 @@ impl WeightPass<'_> {
 
         {
             let (sums, bias) = (Disjoint::new(tiles), Disjoint::new(bias));
+            let groups = Disjoint::new(groups);
             let out = Out {
                 w_enc: Disjoint::new(&mut grads.w_enc),
                 w_dec: Disjoint::new(&mut grads.w_dec),
@@ -148,18 +163,19 @@ impl WeightPass<'_> {
             };
             pool.run(n_tiles, &|index| {
                 // SAFETY: one tile per task.
-                let (sums, bias) = unsafe {
+                let (sums, bias, carried) = unsafe {
                     let len = if self.bias_in_input { d_in } else { 0 };
-                    (sums.at(index), bias.part(index * len, len))
+                    let n_groups = if self.part.is_whole() { 0 } else { GROUPS };
+                    (sums.at(index), bias.part(index * len, len), groups.part(index * n_groups, n_groups))
                 };
                 let (pass, out, x_columns) = (self, &out, &**x_columns);
                 spares.with(|space| {
-                    self.isa.run(WeightTile { pass, dense, x_columns, out, index, sums, bias, space });
+                    let tile = WeightTile { pass, dense, x_columns, out, index, sums, bias, carried, space };
+                    self.isa.run(tile);
                 });
             });
         }
-        let bias_squares =
-            decoder_bias_gradient(pool, &self.pulls[..self.pulls_on_bias], bias, &mut grads.b_dec);
+        let bias_squares = self.decoder_bias_gradient(pool, bias, columns, &mut grads.b_dec);
         Sums {
             squares: tiles.iter().map(|tile| tile.squares).sum::<f64>() + bias_squares,
             sparsity: tiles.iter().map(|tile| tile.sparsity).sum(),
@@ -190,13 +206,24 @@ struct WeightTile<'a> {
     index: usize,
     sums: &'a mut Sums,
     bias: &'a mut [f32],
+    /// Of each group, from the part before and for the next; nothing where a batch is whole.
+    carried: &'a mut [GroupSums],
     space: &'a mut TileSpace,
 }
+
+/// Groups of a tile.
+const GROUPS: usize = TILE / GROUP;
 
 /// A group of latents while its gradients are made.
 struct Group {
     w_enc: [*mut f32; GROUP],
     w_dec: [*mut f32; GROUP],
+    sums: GroupSums,
+}
+
+/// What adds up for a group of latents, beside rows.
+#[derive(Clone, Copy, Default)]
+struct GroupSums {
     /// Whether the rows hold something of this step.
     written: [bool; GROUP],
     /// Sums of the gradients of the pre-activations.
@@ -221,12 +248,7 @@ impl Kernel for WeightTile<'_> {
             let mut group = Group {
                 w_enc: [std::ptr::null_mut(); GROUP],
                 w_dec: [std::ptr::null_mut(); GROUP],
-                written: [false; GROUP],
-                totals: [0.0; GROUP],
-                of_magnitudes: [0.0; GROUP],
-                thresholds: [0.0; GROUP],
-                r_mag: [0.0; GROUP],
-                b_mag: [0.0; GROUP],
+                sums: if pass.part.is_first { GroupSums::default() } else { self.carried[nth] },
             };
             for (j, &latent) in members.iter().enumerate() {
                 // SAFETY: each latent stands once in the order, and each tile belongs to one task; the
@@ -239,11 +261,15 @@ impl Kernel for WeightTile<'_> {
             for nth_pull in 0..pass.pulls.len() {
                 self.pull::<S>(nth_pull, nth * GROUP, members, &mut group);
             }
+            if !pass.part.is_last {
+                self.carried[nth] = group.sums;
+                continue;
+            }
             for (j, &latent) in members.iter().enumerate() {
                 let own = [
-                    (&params.threshold, &self.out.threshold, group.thresholds[j]),
-                    (&params.r_mag, &self.out.r_mag, group.r_mag[j]),
-                    (&params.b_mag, &self.out.b_mag, group.b_mag[j]),
+                    (&params.threshold, &self.out.threshold, group.sums.thresholds[j]),
+                    (&params.r_mag, &self.out.r_mag, group.sums.r_mag[j]),
+                    (&params.b_mag, &self.out.b_mag, group.sums.b_mag[j]),
                 ];
                 for (_, out, gradient) in own.into_iter().filter(|(array, ..)| !array.is_empty()) {
                     let gradient = gradient as f32;
@@ -253,10 +279,10 @@ impl Kernel for WeightTile<'_> {
                 }
                 // SAFETY: as above.
                 let b_enc = unsafe { self.out.b_enc.at(latent as usize) };
-                if group.written[j] {
+                if group.sums.written[j] {
                     // Adding 0 turns a -0 that is no mark into 0.
-                    *b_enc = (group.totals[j] - group.of_magnitudes[j]) as f32 + 0.0;
-                    totals[n_with_gradient] = group.totals[j] as f32 + 0.0;
+                    *b_enc = (group.sums.totals[j] - group.sums.of_magnitudes[j]) as f32 + 0.0;
+                    totals[n_with_gradient] = group.sums.totals[j] as f32 + 0.0;
                     with_gradient[n_with_gradient] = latent;
                     n_with_gradient += 1;
                     // SAFETY: this runs with the instructions of `S`; both are rows of D values.
@@ -275,7 +301,7 @@ impl Kernel for WeightTile<'_> {
                 }
             }
         }
-        if pass.bias_in_input {
+        if pass.bias_in_input && pass.part.is_last {
             let (latents, totals) = (&with_gradient[..n_with_gradient], &totals[..n_with_gradient]);
             // SAFETY: this runs with the instructions of `S`; latents are below F, `bias` has D values.
             unsafe {
@@ -342,7 +368,7 @@ impl WeightTile<'_> {
                     EntryLoss::Jumps(jumps) => {
                         let tokens = &entries.token[range];
                         let slopes = jumps.latent(latent as usize, norm, tokens, values, d_pre);
-                        group.thresholds[j] += slopes.threshold;
+                        group.sums.thresholds[j] += slopes.threshold;
                         self.sums.sparsity += slopes.sparsity;
                         self.sums.pre_act += slopes.pre_act;
                         if norm > 0.0 {
@@ -355,10 +381,10 @@ impl WeightTile<'_> {
                             (pass.params.r_mag[latent as usize].exp(), pass.params.b_mag[latent as usize]);
                         for (d, &magnitude) in d_pre.iter_mut().zip(values) {
                             // magnitude = scale h + bias, where h is what the encoder gives without a bias.
-                            group.b_mag[j] += f64::from(*d);
-                            group.r_mag[j] += f64::from(*d * (magnitude - bias));
+                            group.sums.b_mag[j] += f64::from(*d);
+                            group.sums.r_mag[j] += f64::from(*d * (magnitude - bias));
                             *d *= scale;
-                            group.of_magnitudes[j] += f64::from(*d);
+                            group.sums.of_magnitudes[j] += f64::from(*d);
                         }
                         continue;
                     }
@@ -392,7 +418,7 @@ impl WeightTile<'_> {
                 return;
             }
             for j in (0..members.len()).filter(|&j| !entries.latent(first + j).is_empty()) {
-                if !group.written[j] {
+                if !group.sums.written[j] {
                     // SAFETY: the row has D values and belongs to this task.
                     unsafe { std::slice::from_raw_parts_mut(group.w_dec[j], d_in) }.fill(0.0);
                 }
@@ -403,9 +429,9 @@ impl WeightTile<'_> {
             unsafe {
                 let columns = self.dense[nth].columns();
                 if pull.decoded {
-                    dense_group.sums::<S>(&entries.value, columns, &group.w_dec, &group.written);
+                    dense_group.sums::<S>(&entries.value, columns, &group.w_dec, &group.sums.written);
                 }
-                dense_group.sums::<S>(d_pre, self.x_columns, &group.w_enc, &group.written);
+                dense_group.sums::<S>(d_pre, self.x_columns, &group.w_enc, &group.sums.written);
             }
         }
         for (j, &latent) in members.iter().enumerate() {
@@ -419,7 +445,7 @@ impl WeightTile<'_> {
             // and the rows have D values and belong to this task.
             unsafe {
                 if !dense {
-                    let keep = group.written[j];
+                    let keep = group.sums.written[j];
                     let (g, x_in) = (pull.g.as_ptr(), pass.x_in.as_ptr());
                     if pull.decoded {
                         sum_of_rows::<S>(group.w_dec[j], keep, g, d_in, tokens, values);
@@ -430,37 +456,8 @@ impl WeightTile<'_> {
                     add_scaled::<S>(group.w_dec[j], decoder_share[j], row_of(latent).as_ptr(), d_in);
                 }
             }
-            group.written[j] = true;
-            group.totals[j] += d_pre.iter().map(|&d| f64::from(d)).sum::<f64>();
+            group.sums.written[j] = true;
+            group.sums.totals[j] += d_pre.iter().map(|&d| f64::from(d)).sum::<f64>();
         }
     }
-}
-
-/// Gradient of `b_dec`: the column sums of the pulls' `g`, less what comes through the encoder's input. Returns the sum
-/// of its squares.
-fn decoder_bias_gradient(pool: &Pool, pulls: &[Pull<'_>], tile_bias: &[f32], out: &mut [f32]) -> f64 {
-    const COLUMNS: usize = 64;
-    let d_in = out.len();
-    let shared = Disjoint::new(out);
-    pool.run(d_in.div_ceil(COLUMNS), &|index| {
-        let first = index * COLUMNS;
-        let width = COLUMNS.min(d_in - first);
-        let mut sums = [0.0_f64; COLUMNS];
-        for row in pulls.iter().flat_map(|pull| pull.g.chunks_exact(d_in)) {
-            for (sum, &value) in sums.iter_mut().zip(&row[first..first + width]) {
-                *sum += f64::from(value);
-            }
-        }
-        for row in tile_bias.chunks_exact(d_in) {
-            for (sum, &value) in sums.iter_mut().zip(&row[first..first + width]) {
-                *sum -= f64::from(value);
-            }
-        }
-        // SAFETY: one part per task.
-        let to = unsafe { shared.part(first, width) };
-        for (to, sum) in to.iter_mut().zip(sums) {
-            *to = sum as f32;
-        }
-    });
-    out.iter().map(|&value| f64::from(value) * f64::from(value)).sum()
 }

@@ -42,9 +42,9 @@ pub struct Workspace {
     pub(super) fired: Vec<u32>,
     /// Reconstruction, (B, D).
     pub(super) reconstruction: Buffer,
-    /// Gradient of the loss by the reconstruction, (B, D).
+    /// Gradient of the loss by the reconstruction, (B, D), or what a part of a batch needs of it.
     pub(super) g: Buffer,
-    /// The batch less the decoder bias, (B, D), where the encoder wants that.
+    /// The batch or part less the decoder bias, (B, D), where the encoder wants that.
     pub(super) x_in: Buffer,
     /// What the encoder reads, in panels.
     pub(super) panels: Buffer,
@@ -83,6 +83,8 @@ pub struct Workspace {
     pub(super) aim: NextAim,
     /// Half of it is the most dead latents in an auxiliary loss.
     pub(super) aux_width: usize,
+    /// For tests: in how many parts a batch is to be taken.
+    pub(super) forced_parts: Option<usize>,
 }
 
 impl Workspace {
@@ -107,9 +109,9 @@ impl Workspace {
             n_tokens: 0,
             fired: vec![0; d_sae],
             reconstruction: Buffer::zeros(batch * d_in),
-            g: Buffer::zeros(batch * d_in),
+            g: Buffer::default(),
             x_in: Buffer::default(),
-            panels: Buffer::zeros(batch.next_multiple_of(PANEL) * d_in),
+            panels: Buffer::default(),
             screen: Screen::new(isa, d_sae),
             limits: Buffer::zeros(batch.next_multiple_of(PANEL)),
             order: (0..d_sae as u32).collect(),
@@ -135,6 +137,7 @@ impl Workspace {
             grad_squares: 0.0,
             aim: NextAim::default(),
             aux_width: d_in,
+            forced_parts: None,
         }
     }
 

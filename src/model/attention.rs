@@ -10,7 +10,7 @@ use candle_nn::{Linear, Module as _};
 use gemm::{Parallelism, gemm};
 
 use super::mlp::contiguous;
-use super::modules::{BlockModule, Module, Parameters};
+use super::modules::{BlockModule, Module, Parameters, used};
 use super::parallel::for_each_task;
 use super::rotary::Angles;
 use super::{DecoderConfig, vector};
@@ -18,11 +18,11 @@ use super::{DecoderConfig, vector};
 /// Query rows of a strip.
 const STRIP: usize = 64;
 
-/// Attention of one block.
+/// Attention of one block, as far as it is used.
 pub(crate) struct Attention {
     /// Weights (H h + 2 K h, D) of queries, keys and values, stacked.
-    qkv: Linear,
-    output: Linear,
+    qkv: Option<Linear>,
+    output: Option<Linear>,
     heads: Heads,
 }
 
@@ -41,11 +41,14 @@ impl Attention {
     pub(crate) fn new(cfg: &DecoderConfig, layer: usize, parameters: &mut Parameters) -> Result<Self> {
         let part = |module| Module::Block(layer, module);
         let inputs = [BlockModule::Query, BlockModule::Key, BlockModule::Value].map(part);
-        let weights = inputs.map(|module| parameters.weight(module));
+        let weights: Vec<Tensor> = inputs.iter().filter_map(|module| parameters.weight(*module)).collect();
         let biases: Vec<Tensor> = inputs.iter().filter_map(|module| parameters.bias(*module)).collect();
-        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        let stacked = |parts: &[Tensor]| {
+            if parts.is_empty() { Ok(None) } else { Tensor::cat(parts, 0).map(Some) }
+        };
+        let bias = stacked(&biases)?;
         Ok(Self {
-            qkv: Linear::new(Tensor::cat(&weights, 0)?, bias),
+            qkv: stacked(&weights)?.map(|weight| Linear::new(weight, bias)),
             output: parameters.linear(part(BlockModule::AttentionOutput)),
             heads: Heads {
                 n_heads: cfg.n_heads,
@@ -59,12 +62,12 @@ impl Attention {
 
     /// `attn.hook_z`: normalised residual (B, P, D) to (B, P, H h).
     pub(crate) fn mix(&self, normed: &Tensor, angles: Option<&Angles>) -> Result<Tensor> {
-        self.qkv.forward(normed)?.apply_op1_no_bwd(&Mix { heads: self.heads, angles })
+        used(self.qkv.as_ref()).forward(normed)?.apply_op1_no_bwd(&Mix { heads: self.heads, angles })
     }
 
     /// `hook_attn_out`: (B, P, H h) to (B, P, D).
     pub(crate) fn out(&self, z: &Tensor) -> Result<Tensor> {
-        self.output.forward(z)
+        used(self.output.as_ref()).forward(z)
     }
 }
 

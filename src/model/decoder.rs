@@ -9,7 +9,7 @@ use candle_nn::{Embedding, Linear, Module as _};
 use super::attention::Attention;
 use super::hook::{HookPoint, Site};
 use super::mlp::Mlp;
-use super::modules::{BlockModule, Module, Parameters};
+use super::modules::{BlockModule, Module, Parameters, used};
 use super::norm::Norm;
 use super::rotary::Angles;
 use super::{DecoderConfig, Positions};
@@ -24,28 +24,38 @@ pub struct HookState {
     pub carry: Vec<Tensor>,
 }
 
-/// The learned parts of a model, ready to run.
+/// The learned parts of a model, as far as they are used, ready to run.
 pub(crate) struct Decoder {
-    embed: Embedding,
+    embed: Option<Embedding>,
+    has_learned_positions: bool,
     learned_positions: Option<Tensor>,
     blocks: Vec<Block>,
-    final_norm: Norm,
-    unembed: Linear,
+    final_norm: Option<Norm>,
+    unembed: Option<Linear>,
 }
 
 struct Block {
-    attention_norm: Norm,
+    attention_norm: Option<Norm>,
     attention: Attention,
-    mlp_norm: Norm,
+    mlp_norm: Option<Norm>,
     mlp: Mlp,
+}
+
+impl Block {
+    fn attention_norm(&self) -> &Norm {
+        used(self.attention_norm.as_ref())
+    }
+
+    fn mlp_norm(&self) -> &Norm {
+        used(self.mlp_norm.as_ref())
+    }
 }
 
 impl Decoder {
     pub(crate) fn new(cfg: &DecoderConfig, mut parameters: Parameters) -> Result<Self> {
         let embed = parameters.weight(Module::Embed);
         let unembed = if cfg.tied { embed.clone() } else { parameters.weight(Module::Unembed) };
-        let learned_positions =
-            (cfg.positions == Positions::Learned).then(|| parameters.weight(Module::LearnedPositions));
+        let learned_positions = parameters.weight(Module::LearnedPositions);
         let block = |layer: usize| -> Result<Block> {
             Ok(Block {
                 attention_norm: Norm::new(
@@ -60,17 +70,18 @@ impl Decoder {
         };
         let blocks = (0..cfg.n_layers).map(block).collect::<Result<_>>()?;
         Ok(Self {
-            embed: Embedding::new(embed, cfg.d_model),
+            embed: embed.map(|embed| Embedding::new(embed, cfg.d_model)),
+            has_learned_positions: cfg.positions == Positions::Learned,
             learned_positions,
             blocks,
             final_norm: Norm::new(cfg, Module::FinalNorm, &mut parameters),
-            unembed: Linear::new(unembed, None),
+            unembed: unembed.map(|unembed| Linear::new(unembed, None)),
         })
     }
 
     /// Tokens (B, P) to the state at `hook_embed`.
     pub(crate) fn start(&self, tokens: &Tensor) -> Result<HookState> {
-        Ok(HookState { acts: self.embed.forward(tokens)?, carry: Vec::new() })
+        Ok(HookState { acts: used(self.embed.as_ref()).forward(tokens)?, carry: Vec::new() })
     }
 
     /// From the state at a hook to the state at the next one. The carry must be as long as the hook's
@@ -84,7 +95,10 @@ impl Decoder {
         let HookState { acts, carry } = state;
         let alone = |acts| HookState { acts, carry: Vec::new() };
         if at.site() == Site::Embed {
-            let Some(table) = &self.learned_positions else { return Ok(alone(acts)) };
+            if !self.has_learned_positions {
+                return Ok(alone(acts));
+            }
+            let table = used(self.learned_positions.as_ref());
             return acts.broadcast_add(&table.narrow(0, 0, acts.dim(1)?)?).map(alone);
         }
         let block = &self.blocks[at.block()];
@@ -92,14 +106,14 @@ impl Decoder {
         let next = match at.site() {
             Site::Embed | Site::ResidPost => alone(acts),
             Site::ResidPre => {
-                let z = block.attention.mix(&block.attention_norm.forward(&acts)?, angles)?;
+                let z = block.attention.mix(&block.attention_norm().forward(&acts)?, angles)?;
                 HookState { acts: z, carry: vec![acts] }
             }
             Site::AttnZ => HookState { acts: block.attention.out(&acts)?, carry },
             Site::AttnOut | Site::MlpOut => alone((residual() + acts)?),
-            Site::ResidMid => HookState { acts: block.mlp_norm.normalized(&acts)?, carry: vec![acts] },
+            Site::ResidMid => HookState { acts: block.mlp_norm().normalized(&acts)?, carry: vec![acts] },
             Site::MlpNormalized => {
-                let normed = block.mlp_norm.weighted(&acts)?;
+                let normed = block.mlp_norm().weighted(&acts)?;
                 let pre = block.mlp.pre(&normed)?;
                 // It may have been replaced, so a gate must see the same.
                 let carry = carry.into_iter().chain(block.mlp.is_gated().then_some(normed)).collect();
@@ -110,7 +124,7 @@ impl Decoder {
                 // the projection, and the state stays small.
                 let normed = match carry.get(1) {
                     Some(normed) => Some(normed.clone()),
-                    None => block.mlp.is_gated().then(|| block.mlp_norm.forward(residual())).transpose()?,
+                    None => block.mlp.is_gated().then(|| block.mlp_norm().forward(residual())).transpose()?,
                 };
                 HookState { acts: block.mlp.post(&acts, normed.as_ref())?, carry }
             }
@@ -122,13 +136,13 @@ impl Decoder {
     /// From `hook_resid_mid` past `ln2.hook_normalized` to `mlp.hook_pre`, with the same bits and in one pass less.
     pub(crate) fn advance_past_norm(&self, at: HookPoint, state: HookState) -> Result<HookState> {
         let block = &self.blocks[at.block()];
-        let pre = block.mlp.pre(&block.mlp_norm.forward(&state.acts)?)?;
+        let pre = block.mlp.pre(&block.mlp_norm().forward(&state.acts)?)?;
         Ok(HookState { acts: pre, carry: vec![state.acts] })
     }
 
     /// The last residual (B, P, D) to logits (B, P, V).
     pub(crate) fn finish(&self, residual: &Tensor) -> Result<Tensor> {
-        self.unembed.forward(&self.final_norm.forward(residual)?)
+        used(self.unembed.as_ref()).forward(&used(self.final_norm.as_ref()).forward(residual)?)
     }
 }
 

@@ -135,6 +135,14 @@ pub enum ModelError {
         /// The hook that is computed.
         output: String,
     },
+    /// A run was to start before the part of the model that is loaded.
+    #[error("the model is loaded from `{from}` on only; no run can start at `{hook}`")]
+    NotLoaded {
+        /// Where it was to start.
+        hook: String,
+        /// Where it may start.
+        from: String,
+    },
     /// The model has no hook of this name.
     #[error("the model has no hook `{name}`{}; its hooks: {valid}", did_you_mean(suggestion.as_deref()))]
     UnknownHook {

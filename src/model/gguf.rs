@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use candle_core::{Device, Tensor};
 
 use super::config::{Activation, MlpKind, NormKind, Positions, RotaryScaling, SpecialTokens};
 use super::modules::{BlockModule, Module};
 use super::{DecoderConfig, Family, ModelError};
+
+/// Bytes of a tensor that are read and dequantised at once.
+const READ_AT_ONCE: usize = 1 << 20;
 
 /// Frequency factors that stand for Llama 3.1's scaling.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -91,8 +94,32 @@ impl GgufFile {
         self.content.tensor_infos.contains_key(name)
     }
 
+    /// Reads a tensor some rows at a time, so that little of it is in memory twice.
     pub(crate) fn read(&mut self, name: &str) -> candle_core::Result<Tensor> {
-        self.content.tensor(&mut self.file, name, &Device::Cpu)?.dequantize(&Device::Cpu)
+        let Some(info) = self.content.tensor_infos.get(name) else {
+            candle_core::bail!("there is no tensor `{name}`")
+        };
+        let dtype = info.ggml_dtype;
+        let (n_rows, width) = match *info.shape.dims() {
+            [n_rows, width] if width.is_multiple_of(dtype.block_size()) => (n_rows, width),
+            _ => (1, info.shape.elem_count()),
+        };
+        let row_bytes = width / dtype.block_size() * dtype.type_size();
+        if n_rows.saturating_mul(row_bytes) as u64 > self.file.metadata()?.len() {
+            candle_core::bail!("tensor `{name}` of shape {:?} is longer than the file", info.shape)
+        }
+        let rows_at_once = (READ_AT_ONCE / row_bytes.max(1)).max(1);
+        let mut values = Vec::with_capacity(n_rows * width);
+        for first in (0..n_rows).step_by(rows_at_once) {
+            let part = TensorInfo {
+                ggml_dtype: dtype,
+                shape: (rows_at_once.min(n_rows - first), width).into(),
+                offset: info.offset + (first * row_bytes) as u64,
+            };
+            let part = part.read(&mut self.file, self.content.tensor_data_offset, &Device::Cpu)?;
+            values.extend(part.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Tensor::from_vec(values, info.shape.clone(), &Device::Cpu)
     }
 
     /// The name of a module's tensors, without `.weight`.

@@ -47,6 +47,11 @@ impl HookPoint {
     /// The embedding's output, where a run starts.
     pub(crate) const EMBED: Self = Self { layer: 0, site: Site::Embed };
 
+    /// The hook at a place of a block.
+    pub(crate) const fn at(layer: usize, site: Site) -> Self {
+        Self { layer, site }
+    }
+
     /// The hook's name.
     pub fn name(&self) -> String {
         self.to_string()

@@ -15,6 +15,8 @@ use super::{DecoderConfig, HookPoint, HookState, ModelError, ModelTokenizer, fam
 /// A decoder-only language model that can be stopped at a hook and started from one.
 pub struct Model {
     cfg: DecoderConfig,
+    /// The first hook that runs may start from.
+    from: HookPoint,
     decoder: Decoder,
     tokenizer: Option<ModelTokenizer>,
 }
@@ -25,7 +27,26 @@ impl Model {
     /// # Errors
     /// If files or tensors are missing, or the model is of a kind that isn't supported.
     pub fn load(path: &Path) -> Result<Self, ModelError> {
-        let (cfg, tokenizer) = match Layout::of(path)? {
+        let (cfg, tokenizer) = Self::front(path)?;
+        let from = HookPoint::EMBED;
+        let decoder = Decoder::new(&cfg, weights::load(path, &cfg, &from)?)?;
+        Ok(Self { cfg, from, decoder, tokenizer })
+    }
+
+    /// Loads only what runs from `hook` or a later one on use: neither what comes before it nor the tokenizer.
+    ///
+    /// # Errors
+    /// As [`Model::load`], or the model has no such hook.
+    pub fn load_from(path: &Path, hook: &HookPoint) -> Result<Self, ModelError> {
+        let cfg = Self::header(path)?;
+        cfg.check_hook(hook)?;
+        let decoder = Decoder::new(&cfg, weights::load(path, &cfg, hook)?)?;
+        Ok(Self { cfg, from: *hook, decoder, tokenizer: None })
+    }
+
+    /// Configuration and tokenizer.
+    fn front(path: &Path) -> Result<(DecoderConfig, Option<ModelTokenizer>), ModelError> {
+        Ok(match Layout::of(path)? {
             Layout::Folder { config, tokenizer } => {
                 let cfg = families::read(&config)?;
                 let tokenizer = ModelTokenizer::from_files(&tokenizer, cfg.special)?;
@@ -43,9 +64,7 @@ impl Model {
                 };
                 (cfg, tokenizer)
             }
-        };
-        let decoder = Decoder::new(&cfg, weights::load(path, &cfg)?)?;
-        Ok(Self { cfg, decoder, tokenizer })
+        })
     }
 
     /// Reads a model's configuration only.
@@ -114,10 +133,24 @@ impl Model {
     /// # Errors
     /// If the state's shapes don't fit the hook, or the hook isn't the model's.
     pub fn run_from_hook(&self, state: &HookState, hook: &HookPoint) -> Result<Tensor, ModelError> {
+        self.logits(&self.residual_from_hook(state, hook)?)
+    }
+
+    /// The residual stream (B, P, D) after the last block, from the state at a hook.
+    pub(super) fn residual_from_hook(
+        &self,
+        state: &HookState,
+        hook: &HookPoint,
+    ) -> Result<Tensor, ModelError> {
         self.cfg.check_hook(hook)?;
+        self.check_start(hook)?;
         let positions = self.check_state(state, hook)?;
-        let end = self.walk(*hook, state.clone(), positions, None, &[], |_, _| {})?;
-        Ok(self.decoder.finish(&end.acts)?)
+        Ok(self.walk(*hook, state.clone(), positions, None, &[], |_, _| {})?.acts)
+    }
+
+    /// Logits (B, P, V) of the residual stream (B, P, D) after the last block.
+    pub(super) fn logits(&self, residual: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.decoder.finish(residual)?)
     }
 
     /// Logits (B, P, V) of tokens (B, P).
@@ -180,8 +213,18 @@ impl Model {
         }
     }
 
-    /// Checks tokens against vocabulary and context; gives the number of positions.
+    /// Refuses to start before what is loaded.
+    fn check_start(&self, hook: &HookPoint) -> Result<(), ModelError> {
+        if *hook >= self.from {
+            Ok(())
+        } else {
+            Err(ModelError::NotLoaded { hook: hook.name(), from: self.from.name() })
+        }
+    }
+
+    /// Checks tokens against vocabulary and context, and that a run may start with them; gives the number of positions.
     fn check_tokens(&self, tokens: &Tensor) -> Result<usize, ModelError> {
+        self.check_start(&HookPoint::EMBED)?;
         let shape = |found: &Tensor| ModelError::InputShape {
             what: "the tensor of tokens".to_owned(),
             found: found.dims().to_vec(),

@@ -23,18 +23,38 @@ pub fn per_token_loss(logits: &Tensor, tokens: &Tensor) -> std::result::Result<T
     if tokens.dims() != [n_sequences, positions] || positions == 0 {
         return Err(wrong());
     }
+    let targets = next_tokens(tokens, vocab_size)?.into_iter().flatten().collect();
+    Ok(losses_of_rows(logits, targets)?.reshape((n_sequences, positions - 1))?)
+}
+
+/// For each place of tokens (B, P), row by row, its number and the token that follows; nothing where a sequence ends.
+///
+/// # Errors
+/// If a token is outside the vocabulary.
+pub(super) fn next_tokens(
+    tokens: &Tensor,
+    vocab_size: usize,
+) -> std::result::Result<Vec<Option<(usize, u32)>>, ModelError> {
+    let positions = tokens.dim(candle_core::D::Minus1)?;
     let tokens = tokens.flatten_all()?.to_vec1::<u32>()?;
     if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
         return Err(ModelError::TokenOutOfRange { token, vocab_size });
     }
-    Ok(logits.contiguous()?.apply_op1_no_bwd(&NextTokenLoss { tokens })?)
+    let next = |at: usize| ((at + 1) % positions > 0).then(|| (at, tokens[at + 1]));
+    Ok((0..tokens.len()).map(next).collect())
 }
 
-struct NextTokenLoss {
-    tokens: Vec<u32>,
+/// Cross-entropy in nats, (n), of n rows of logits (.., V) and of the token that each has to predict.
+pub(super) fn losses_of_rows(logits: &Tensor, targets: Vec<(usize, u32)>) -> Result<Tensor> {
+    logits.contiguous()?.apply_op1_no_bwd(&RowLosses { targets })
 }
 
-impl CustomOp1 for NextTokenLoss {
+struct RowLosses {
+    /// Row, token.
+    targets: Vec<(usize, u32)>,
+}
+
+impl CustomOp1 for RowLosses {
     fn name(&self) -> &'static str {
         "next-token-loss"
     }
@@ -42,16 +62,16 @@ impl CustomOp1 for NextTokenLoss {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         // A step of the loop costs about this many elementary operations.
         const COST: usize = 8;
-        let (n_sequences, positions, vocab_size) = layout.shape().dims3()?;
+        let vocab_size = layout.shape().dims().last().copied().unwrap_or(1);
         let logits = contiguous(storage, layout)?;
-        let mut loss = vec![0f32; n_sequences * (positions - 1)];
-        for_each_row(&mut loss, 1, COST * vocab_size, |row, loss| {
-            let at = row / (positions - 1) * positions + row % (positions - 1);
-            let logits = &logits[at * vocab_size..(at + 1) * vocab_size];
-            let target = logits[self.tokens[at + 1] as usize];
-            loss[0] = (vector::log_sum_exp(logits) - f64::from(target)) as f32;
+        let mut loss = vec![0f32; self.targets.len()];
+        for_each_row(&mut loss, 1, COST * vocab_size, |nth, loss| {
+            let (row, token) = self.targets[nth];
+            let logits = &logits[row * vocab_size..(row + 1) * vocab_size];
+            loss[0] = (vector::log_sum_exp(logits) - f64::from(logits[token as usize])) as f32;
         });
-        Ok((CpuStorage::F32(loss), Shape::from((n_sequences, positions - 1))))
+        let n = loss.len();
+        Ok((CpuStorage::F32(loss), Shape::from(n)))
     }
 }
 

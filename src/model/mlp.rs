@@ -3,17 +3,18 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use candle_nn::{Linear, Module as _};
 
-use super::modules::{BlockModule, Module, Parameters};
+use super::modules::{BlockModule, Module, Parameters, used};
 use super::parallel::for_each_row;
 use super::{Activation, DecoderConfig, MlpKind, vector};
 
-/// Plain or gated MLP of one block.
+/// Plain or gated MLP of one block, as far as it is used.
 pub(crate) struct Mlp {
+    is_gated: bool,
     /// The projection that the nonlinearity is applied to: W_gate where there is one.
-    pre: Linear,
+    pre: Option<Linear>,
     /// In a gated MLP, the projection that is multiplied with the gate.
     up: Option<Linear>,
-    out: Linear,
+    out: Option<Linear>,
     activation: Activation,
 }
 
@@ -23,19 +24,20 @@ impl Mlp {
         let up_or_only = parameters.linear(part(BlockModule::MlpIn));
         let (pre, up) = match cfg.mlp {
             MlpKind::Plain => (up_or_only, None),
-            MlpKind::Gated => (parameters.linear(part(BlockModule::MlpGate)), Some(up_or_only)),
+            MlpKind::Gated => (parameters.linear(part(BlockModule::MlpGate)), up_or_only),
         };
-        Self { pre, up, out: parameters.linear(part(BlockModule::MlpOut)), activation: cfg.activation }
+        let out = parameters.linear(part(BlockModule::MlpOut));
+        Self { is_gated: cfg.mlp == MlpKind::Gated, pre, up, out, activation: cfg.activation }
     }
 
     /// `mlp.hook_pre`: normalised residual (B, P, D) to (B, P, M).
     pub(crate) fn pre(&self, normed: &Tensor) -> Result<Tensor> {
-        self.pre.forward(normed)
+        used(self.pre.as_ref()).forward(normed)
     }
 
     /// Whether `post` needs the normalised residual.
     pub(crate) fn is_gated(&self) -> bool {
-        self.up.is_some()
+        self.is_gated
     }
 
     /// `mlp.hook_post`: act(pre), times the up projection of the normalised residual where gated.
@@ -50,7 +52,7 @@ impl Mlp {
 
     /// `hook_mlp_out`: (B, P, M) to (B, P, D).
     pub(crate) fn out(&self, post: &Tensor) -> Result<Tensor> {
-        self.out.forward(post)
+        used(self.out.as_ref()).forward(post)
     }
 }
 

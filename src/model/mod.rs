@@ -6,6 +6,7 @@
 
 mod attention;
 mod byte_pairs;
+mod compare;
 mod config;
 mod decoder;
 mod error;
@@ -20,10 +21,12 @@ mod modules;
 mod norm;
 mod parallel;
 mod rotary;
+mod tensor_file;
 mod tokenizer;
 mod vector;
 mod weights;
 
+pub use compare::Comparison;
 pub use config::{
     Activation, DecoderConfig, Family, MlpKind, NormKind, Positions, RotaryScaling, SpecialTokens,
 };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use candle_nn::Linear;
 
+use super::hook::{HookPoint, Site};
 use super::{DecoderConfig, MlpKind, NormKind, Positions};
 
 /// A part with a weight and perhaps a bias; each family has its own names for them.
@@ -29,6 +30,34 @@ pub(crate) enum BlockModule {
     MlpGate,
     MlpIn,
     MlpOut,
+}
+
+impl Module {
+    /// Whether a run that goes on from `hook` comes to use it.
+    pub(crate) fn is_used_from(self, hook: &HookPoint, cfg: &DecoderConfig) -> bool {
+        let gated = cfg.mlp == MlpKind::Gated;
+        // The last hook from which the step to the next one uses it.
+        let last = match self {
+            Self::FinalNorm | Self::Unembed => return true,
+            Self::Embed if cfg.tied => return true,
+            Self::Embed | Self::LearnedPositions => HookPoint::EMBED,
+            Self::Block(layer, module) => {
+                let site = match module {
+                    BlockModule::AttentionNorm
+                    | BlockModule::Query
+                    | BlockModule::Key
+                    | BlockModule::Value => Site::ResidPre,
+                    BlockModule::AttentionOutput => Site::AttnZ,
+                    BlockModule::MlpGate => Site::MlpNormalized,
+                    BlockModule::MlpNorm | BlockModule::MlpIn if gated => Site::MlpPre,
+                    BlockModule::MlpNorm | BlockModule::MlpIn => Site::MlpNormalized,
+                    BlockModule::MlpOut => Site::MlpPost,
+                };
+                HookPoint::at(layer, site)
+            }
+        };
+        *hook <= last
+    }
 }
 
 /// Which of a module's two tensors.
@@ -108,13 +137,13 @@ impl Slots {
     }
 }
 
-/// The tensors of all slots of a configuration, in f32, of the right shapes.
+/// The tensors of a configuration's slots, in f32, of the right shapes; those that a run from a hook on uses.
 pub(crate) struct Parameters(pub(crate) BTreeMap<(Module, Leaf), Tensor>);
 
 impl Parameters {
-    /// Takes out a weight, which the list of slots has made sure of.
-    pub(crate) fn weight(&mut self, module: Module) -> Tensor {
-        self.0.remove(&(module, Leaf::Weight)).expect("invariant: every slot is filled and taken once")
+    /// Takes out a weight; `None` where it is not used.
+    pub(crate) fn weight(&mut self, module: Module) -> Option<Tensor> {
+        self.0.remove(&(module, Leaf::Weight))
     }
 
     /// Takes out a bias, if the configuration has one here.
@@ -122,9 +151,14 @@ impl Parameters {
         self.0.remove(&(module, Leaf::Bias))
     }
 
-    /// Takes out a linear map.
-    pub(crate) fn linear(&mut self, module: Module) -> Linear {
-        let weight = self.weight(module);
-        Linear::new(weight, self.bias(module))
+    /// Takes out a linear map; `None` where it is not used.
+    pub(crate) fn linear(&mut self, module: Module) -> Option<Linear> {
+        let weight = self.weight(module)?;
+        Some(Linear::new(weight, self.bias(module)))
     }
+}
+
+/// A part of the model that a run comes to.
+pub(crate) fn used<T>(part: Option<&T>) -> &T {
+    part.expect("invariant: what a run from its first hook on uses is loaded")
 }

@@ -13,15 +13,16 @@ pub(crate) enum Norm {
 }
 
 impl Norm {
-    pub(crate) fn new(cfg: &DecoderConfig, module: Module, parameters: &mut Parameters) -> Self {
-        let weight = parameters.weight(module);
-        match cfg.norm {
+    /// `None` where it is not used.
+    pub(crate) fn new(cfg: &DecoderConfig, module: Module, parameters: &mut Parameters) -> Option<Self> {
+        let weight = parameters.weight(module)?;
+        Some(match cfg.norm {
             NormKind::Layer => {
                 let bias = parameters.bias(module).expect("invariant: LayerNorm has a slot for its bias");
                 Self::Layer(LayerNorm::new(weight, bias, cfg.norm_eps))
             }
             NormKind::Rms => Self::Rms(RmsNorm::new(weight, cfg.norm_eps)),
-        }
+        })
     }
 
     /// Each row by its own scale alone, without weights: `ln2.hook_normalized` as TransformerLens has it.

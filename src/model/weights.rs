@@ -4,18 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::pickle::PthTensors;
-use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::files::{Layout, WeightFiles};
 use super::gguf::GgufFile;
 use super::modules::{Leaf, Module, Parameters, slots};
-use super::{DecoderConfig, Family, ModelError};
+use super::tensor_file::TensorFile;
+use super::{DecoderConfig, Family, HookPoint, ModelError};
 
-/// Loads all parameters of the model at `path`.
-pub(crate) fn load(path: &Path, cfg: &DecoderConfig) -> Result<Parameters, ModelError> {
+/// Loads the parameters of the model at `path` that a run from `hook` on uses. No others are read.
+pub(crate) fn load(path: &Path, cfg: &DecoderConfig, hook: &HookPoint) -> Result<Parameters, ModelError> {
     let mut store = Store::open(path, cfg.family)?;
-    let slots = slots(cfg);
+    let mut slots = slots(cfg);
+    slots.retain(|slot| slot.module.is_used_from(hook, cfg));
     let names: Vec<_> = slots.iter().map(|slot| (slot, store.name(slot.module, slot.leaf))).collect();
     let missing: Vec<String> =
         names.iter().filter(|(_, name)| !store.contains(name)).map(|(_, name)| name.clone()).collect();
@@ -44,7 +45,7 @@ pub(crate) fn load(path: &Path, cfg: &DecoderConfig) -> Result<Parameters, Model
 
 /// Where tensors are found by name.
 enum Store {
-    Safetensors { file: MmapedSafetensors, names: Names },
+    Safetensors { files: Vec<TensorFile>, names: Names },
     Pickle { files: Vec<PthTensors>, names: Names },
     Gguf(Box<GgufFile>),
 }
@@ -62,13 +63,10 @@ impl Store {
         }
         match WeightFiles::find(path)? {
             WeightFiles::Safetensors(paths) => {
-                // Each file is tried alone first, so that a damaged shard is named.
-                for path in &paths {
-                    map(std::slice::from_ref(path)).map_err(ModelError::weights(path))?;
-                }
-                let file = map(&paths).map_err(ModelError::weights(path))?;
-                let stored = file.tensors().into_iter().map(|(name, _)| name).collect();
-                Ok(Self::Safetensors { file, names: Names { family, stored } })
+                let open = |path: &PathBuf| TensorFile::open(path).map_err(ModelError::weights(path));
+                let files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+                let stored = files.iter().flat_map(TensorFile::names).collect();
+                Ok(Self::Safetensors { files, names: Names { family, stored } })
             }
             WeightFiles::Pickle(paths) => {
                 let open = |path: &PathBuf| PthTensors::new(path, None).map_err(ModelError::weights(path));
@@ -95,7 +93,10 @@ impl Store {
 
     fn read(&mut self, name: &str) -> candle_core::Result<Tensor> {
         let tensor = match self {
-            Self::Safetensors { file, .. } => file.load(name, &Device::Cpu)?,
+            Self::Safetensors { files, .. } => {
+                let found = files.iter_mut().find(|file| file.contains(name));
+                found.expect("invariant: the name is one of those stored").read(name)?
+            }
             Self::Pickle { files, .. } => {
                 let found = files.iter().find(|file| file.tensor_infos().contains_key(name));
                 let file = found.expect("invariant: the name is one of those stored");
@@ -116,10 +117,4 @@ impl Names {
             _ => full,
         }
     }
-}
-
-fn map(paths: &[PathBuf]) -> candle_core::Result<MmapedSafetensors> {
-    // SAFETY: the files are only read, and every tensor is copied out of the mapping before this module
-    // returns; that nobody truncates a model's file in these moments is what any reader of it relies on.
-    unsafe { MmapedSafetensors::multi(paths) }
 }

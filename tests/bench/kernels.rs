@@ -99,7 +99,8 @@ impl fmt::Display for Case {
     }
 }
 
-const SHAPES: [(usize, usize, usize); 3] = [(576, 4608, 1024), (1024, 16384, 1024), (1536, 24576, 2048)];
+const SHAPES: [(usize, usize, usize); 4] =
+    [(576, 4608, 1024), (1024, 16384, 1024), (1024, 16384, 4096), (1536, 24576, 2048)];
 
 const MIDDLE: Case =
     Case { kind: Kind::Standard, d_in: 1024, d_sae: 16384, batch: 1024, l0: 60, threads: 1, screened: true };
@@ -116,10 +117,23 @@ fn cases(kind: Kind, l0s: &[usize]) -> Vec<Case> {
     cases
 }
 
+/// As training begins: half of all latents are active.
+fn dense_cases(kind: Kind) -> impl Iterator<Item = Case> {
+    SHAPES.into_iter().map(move |(d_in, d_sae, batch)| Case {
+        kind,
+        d_in,
+        d_sae,
+        batch,
+        l0: d_sae / 2,
+        threads: 1,
+        screened: true,
+    })
+}
+
 fn standard_cases() -> Vec<Case> {
     let mut cases = cases(Kind::Standard, &[10, 60, 500]);
-    // As training begins: half of all latents are active.
-    cases.extend([1, 2].map(|threads| Case { l0: 8192, threads, ..MIDDLE }));
+    cases.extend(dense_cases(Kind::Standard));
+    cases.push(Case { l0: 8192, threads: 2, ..MIDDLE });
     cases.extend([10, 60, 500, 8192].map(|l0| Case { l0, screened: false, ..MIDDLE }));
     cases
 }
@@ -135,6 +149,7 @@ fn other_cases() -> Vec<Case> {
     [Kind::BatchTopK, Kind::Matryoshka(4), Kind::AbsTopK, Kind::JumpRelu, Kind::Gated]
         .into_iter()
         .flat_map(|kind| [true, false].map(|screened| Case { kind, screened, ..MIDDLE }))
+        .chain([Kind::JumpRelu, Kind::Gated].into_iter().flat_map(dense_cases))
         .collect()
 }
 
@@ -146,6 +161,7 @@ fn pursuit_cases() -> Vec<Case> {
         }
     }
     cases.push(Case { threads: 2, ..cases[1] });
+    cases.extend([cases[1], cases[4]].map(|case| Case { screened: false, ..case }));
     cases
 }
 

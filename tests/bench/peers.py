@@ -38,7 +38,7 @@ LR, L1, L0_COEFFICIENT, THRESHOLD = 5e-5, 5.0, 0.1, 0.01
 WARM_UP = 2
 BY_K = ("topk", "batchtopk", "matryoshka_batchtopk", "abstopk")
 ARCHITECTURES = ("standard", *BY_K, "jumprelu", "gated", "matching_pursuit")
-PHASES = ("pack", "encode", "gram", "pursue", "norms", "select", "decode", "gradients", "adam", "rest")
+PHASES = ("pack", "encode", "pursue", "norms", "select", "decode", "gradients", "adam", "rest")
 TOPK = {"aux_loss_coefficient": 1.0, "rescale_acts_by_decoder_norm": True}
 
 

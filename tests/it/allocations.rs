@@ -25,10 +25,16 @@ static ALLOCATOR: Counting = Counting;
 thread_local! {
     /// Allocations since counting began, on threads where it did.
     static COUNT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Bytes that are allocated since then, and the most that were.
+    static BYTES: Cell<Option<(isize, isize)>> = const { Cell::new(None) };
 }
 
 fn count() {
     COUNT.set(COUNT.get().map(|count| count + 1));
+}
+
+fn grow(by: isize) {
+    BYTES.set(BYTES.get().map(|(bytes, most)| (bytes + by, most.max(bytes + by))));
 }
 
 // SAFETY: everything is passed on to the system's allocator. Counting touches a thread-local without a destructor
@@ -36,23 +42,27 @@ fn count() {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
+        grow(layout.size() as isize);
         // SAFETY: the caller's promise is the system allocator's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
+        grow(layout.size() as isize);
         // SAFETY: as above.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         count();
+        grow(new_size as isize - layout.size() as isize);
         // SAFETY: as above.
         unsafe { System.realloc(at, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        grow(-(layout.size() as isize));
         // SAFETY: as above.
         unsafe { System.dealloc(at, layout) }
     }
@@ -62,6 +72,13 @@ fn allocations_of(run: impl FnOnce()) -> usize {
     COUNT.set(Some(0));
     run();
     COUNT.take().unwrap()
+}
+
+/// The most bytes that were allocated at a time while `run` ran, beside those from before.
+pub(crate) fn most_bytes_of(run: impl FnOnce()) -> usize {
+    BYTES.set(Some((0, 0)));
+    run();
+    BYTES.take().unwrap().1 as usize
 }
 
 const D_IN: usize = 64;
@@ -114,6 +131,11 @@ fn allocations_are_counted() {
         drop(std::hint::black_box(list));
     });
     assert_eq!(number, 2);
+    let bytes = most_bytes_of(|| {
+        drop(std::hint::black_box(vec![0_u8; 1000]));
+        drop(std::hint::black_box([vec![1_u8; 300], vec![1_u8; 400]]));
+    });
+    assert_eq!(bytes, 1000);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod eval_golden;
 mod harvest;
 mod hub;
 mod kill;
+mod memory;
 mod model_golden;
 mod report;
 mod rows;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, IndexOp, Tensor, safetensors};
 use candle_nn::VarBuilder;
-use saesweep::model::{Model, ModelError, per_token_loss};
+use saesweep::model::{Model, ModelError, per_token_kl, per_token_loss};
 use serde_json::{Value, json};
 
 const FAMILIES: [&str; 4] = ["gpt_neo", "llama", "llama3_sharded", "qwen2"];
@@ -71,6 +71,48 @@ fn a_run_stops_at_a_hook_and_goes_on_from_it_to_the_same_bits() {
             assert_eq!(state.acts.dim(2).unwrap(), model.config().hook_width(&hook));
             assert_eq!(bits(&model.run_from_hook(&state, &hook).unwrap()), bits(&logits), "{name} {hook}");
         }
+    }
+}
+
+#[test]
+fn what_is_loaded_from_a_hook_on_gives_the_same_bits_and_nothing_before_it() {
+    for name in FAMILIES {
+        let model = Model::load(&fixture(name)).unwrap();
+        let tokens = tokens_of(&golden(name));
+        let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let logits = model.forward(&tokens).unwrap();
+        let hooks = all_hooks(&model);
+        for (nth, hook) in hooks.iter().enumerate() {
+            let part = Model::load_from(&fixture(name), hook).unwrap();
+            let mut state = model.run_to_hook(&tokens, hook).unwrap();
+            assert_eq!(bits(&part.run_from_hook(&state, hook).unwrap()), bits(&logits), "{name} {hook}");
+            let last = hooks.last().unwrap();
+            let end = model.run_to_hook(&tokens, last).unwrap();
+            assert_eq!(bits(&part.run_from_hook(&end, last).unwrap()), bits(&logits), "{name} {hook}");
+            if nth > 0 {
+                let before = model.run_to_hook(&tokens, &hooks[nth - 1]).unwrap();
+                for message in [
+                    part.run_from_hook(&before, &hooks[nth - 1]).unwrap_err().to_string(),
+                    part.forward(&tokens).unwrap_err().to_string(),
+                ] {
+                    assert!(message.contains(&format!("loaded from `{hook}` on")), "{message}");
+                }
+            }
+
+            let clean = state.clone();
+            state.acts = (state.acts * 0.5).unwrap();
+            let comparison = part.compare_from_hook(&clean, &state, hook, &tokens).unwrap();
+            let halved = model.run_from_hook(&state, hook).unwrap();
+            assert_eq!(comparison.loss, bits(&per_token_loss(&halved, &tokens).unwrap()), "{name} {hook}");
+            assert_eq!(comparison.kl, bits(&per_token_kl(&logits, &halved).unwrap()), "{name} {hook}");
+        }
+        let last = hooks.last().unwrap();
+        let part = Model::load_from(&fixture(name), last).unwrap();
+        assert!(part.tokenizer().is_none());
+        let end = model.run_to_hook(&tokens, last).unwrap();
+        let short = tokens.narrow(1, 0, 2).unwrap();
+        let message = part.compare_from_hook(&end, &end, last, &short).unwrap_err().to_string();
+        assert!(message.contains("as the states have"), "{message}");
     }
 }
 
