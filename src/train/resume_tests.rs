@@ -431,7 +431,8 @@ fn tensors_change_no_bit(job: &TrialJob) {
         call.backend = Backend::Tensors(Device::Cpu);
         call.run_until_killed(at);
         assert_eq!(call.finish(), whole, "killed at {at}");
-        assert_eq!(call.from_step, at / 4 * 4, "killed at {at}");
+        // It died in the step before, reading ahead.
+        assert_eq!(call.from_step, (at - 1) / 4 * 4, "killed at {at}");
     }
     // The kernels come to nearly the same.
     let (on_kernels, lines) = undisturbed(job);

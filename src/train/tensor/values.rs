@@ -41,12 +41,12 @@ pub(super) fn zero_as_one(values: &Tensor) -> Result<Tensor> {
     values + values.eq(0_f32)?.to_dtype(values.dtype())?
 }
 
-/// A tensor like `like` of one number.
+/// A view of one number in the shape of `like`.
 pub(super) fn filled(like: &Tensor, value: f32) -> Result<Tensor> {
-    Tensor::full(value, like.shape(), like.device())
+    Tensor::full(value, (), like.device())?.broadcast_as(like.shape())
 }
 
 /// `new` where the flag (1) is up, else `old`, whatever `new` is then.
 pub(super) fn keep(flag: &Tensor, new: &Tensor, old: &Tensor) -> Result<Tensor> {
-    flag.broadcast_as(new.shape())?.contiguous()?.where_cond(new, old)
+    flag.broadcast_as(new.shape())?.where_cond(new, old)
 }

@@ -155,9 +155,9 @@ fn what_is_not_finite_shows_and_changes_nothing() {
     }
 }
 
-/// Rounding factors to 8 bits and products likewise: Measured at most 9e-3 of an array's largest value where choices do
-/// not hang on it.
-const BF16_TOLERANCE: f64 = 2e-2;
+/// Allowed relative deviation of a loss or of the gradients' norm, of factors and products of 8 bits. Measured: losses
+/// at most 7.2e-4.
+const BF16_TOLERANCE: f64 = 5e-3;
 
 #[test]
 fn products_in_bfloat16_are_nearly_the_same() {
@@ -173,9 +173,10 @@ fn products_in_bfloat16_are_nearly_the_same() {
             (found, after)
         });
         let off = relative(half.0.losses.overall, single.0.losses.overall);
-        println!("{step:?}: {off:.1e}");
+        println!("{step:?}: loss {off:.1e}");
         assert!(off > 0.0 && off < BF16_TOLERANCE, "{step:?}: {off}");
         let off = relative(half.0.grad_norm, single.0.grad_norm);
+        println!("{step:?}: norm {off:.1e}");
         assert!(off > 0.0 && off < BF16_TOLERANCE, "{step:?}: {off}");
         // One step of Adam: at most lr there and back.
         assert!(worst(&half.1, &single.1.to_f64()) <= 2.1e-3, "{step:?}");
