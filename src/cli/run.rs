@@ -162,7 +162,8 @@ async fn coordinate(
 fn slots(plan: &Plan, n_trials: usize) -> Result<SlotPlan, CliError> {
     let devices = &plan.spec.devices;
     let mut configs = plan.trials.iter().map(|trial| &trial.config);
-    let cpu_only = configs.find_map(|config| train::cpu_only(&config.sae, &config.train));
+    let cpu_only = configs.clone().find_map(|config| train::cpu_only(&config.sae));
+    let gpu_only = configs.find_map(|config| train::gpu_only(&config.train));
     let request = SlotRequest {
         kinds: &devices.r#use,
         cpu_slots: devices.cpu_slots,
@@ -170,6 +171,7 @@ fn slots(plan: &Plan, n_trials: usize) -> Result<SlotPlan, CliError> {
         cores: cores(),
         n_trials,
         cpu_only: cpu_only.as_deref(),
+        gpu_only: gpu_only.as_deref(),
     };
     Ok(find_slots(&request, &train::probe)?)
 }

@@ -3,7 +3,7 @@
 use super::topk::TopKStep;
 
 /// Variances below this share of the mean square are rounding of an error that is the same for all tokens.
-pub(super) const NO_VARIANCE: f64 = 1e-12;
+pub(crate) const NO_VARIANCE: f64 = 1e-12;
 
 /// The factor of the mean squared auxiliary error, when `n_dead` latents make up for what the reconstruction left
 /// of the target (both (B, D)), whose own width is twice `half`.

@@ -26,11 +26,12 @@ pub struct BatchTopKStep {
 
 impl BatchTopKStep {
     /// How many values of a batch are kept.
-    pub(super) fn kept_of(&self, n_tokens: usize) -> usize {
+    pub(crate) fn kept_of(&self, n_tokens: usize) -> usize {
         (self.k * n_tokens as f64) as usize
     }
 
-    pub(super) fn as_topk(&self, k: usize) -> TopKStep {
+    /// The settings that both kinds share, with another `k`.
+    pub(crate) fn as_topk(&self, k: usize) -> TopKStep {
         TopKStep {
             k,
             aux_loss_coefficient: self.aux_loss_coefficient,

@@ -148,17 +148,9 @@ mod tests {
     use super::super::isa::Isa;
     use super::super::reference;
     use super::super::testing::{
-        Numbers, Problem, SHAPES, SHIFTS, bits, check_close, check_grads, check_loss,
+        Problem, SHAPES, SHIFTS, bits, check_close, check_grads, check_loss, gated_problem as problem,
     };
     use super::*;
-
-    fn problem(d_in: usize, d_sae: usize, batch: usize, shift: f32, seed: u64) -> Problem {
-        let mut problem = Problem::new(d_in, d_sae, batch, shift, seed);
-        let mut numbers = Numbers(seed + 1);
-        problem.params.r_mag = (0..d_sae).map(|_| numbers.grid(64)).collect();
-        problem.params.b_mag = (0..d_sae).map(|_| 2.0 * numbers.grid(64) + 1.0 / 512.0).collect();
-        problem
-    }
 
     fn run(problem: &Problem, step: &GatedStep, threads: usize, isa: Isa) -> (StepLosses, Params, Workspace) {
         run_in(None, problem, step, threads, isa)

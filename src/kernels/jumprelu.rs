@@ -271,21 +271,12 @@ mod tests {
     use super::super::isa::Isa;
     use super::super::reference;
     use super::super::testing::{
-        Numbers, Problem, SHAPES, SHIFTS, bits, check_close, check_grads, check_loss,
+        Problem, SHAPES, SHIFTS, bits, check_close, check_grads, check_loss, jumprelu_problem as problem,
     };
     use super::*;
 
     const MODES: [SparsityMode; 3] =
         [SparsityMode::Step, SparsityMode::Tanh { scale: 0.5 }, SparsityMode::Quadratic { target_l0: 3.5 }];
-
-    /// Thresholds off the grid of pre-activations, and some at 0.
-    fn problem(d_in: usize, d_sae: usize, batch: usize, shift: f32, seed: u64) -> (Problem, Vec<bool>) {
-        let mut problem = Problem::new(d_in, d_sae, batch, shift, seed);
-        let mut numbers = Numbers(seed + 1);
-        problem.params.threshold = (0..d_sae).map(|_| (numbers.grid(64) + 1.0 / 512.0).max(0.0)).collect();
-        let dead = (0..d_sae).map(|_| numbers.next().is_multiple_of(4)).collect();
-        (problem, dead)
-    }
 
     fn run(
         problem: &Problem,

@@ -80,6 +80,7 @@ mod screen_tests;
 pub(crate) mod testing;
 
 pub use adam::{AdamStep, adam, clip_and_adam};
+pub(crate) use aux_weight::NO_VARIANCE;
 pub use batch_topk::{BatchTopKStep, batch_topk_step};
 pub use gated::{GatedStep, gated_step};
 pub use infer::{Activation, SparseActs, decode, encode};

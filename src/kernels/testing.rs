@@ -105,6 +105,30 @@ pub(crate) fn tied_problem(d_in: usize, d_sae: usize, batch: usize, seed: u64) -
     Problem { shape: Shape { d_in, d_sae, batch }, params, x }
 }
 
+/// One with thresholds off the grid of pre-activations, and some at 0, and dead latents.
+pub(crate) fn jumprelu_problem(
+    d_in: usize,
+    d_sae: usize,
+    batch: usize,
+    shift: f32,
+    seed: u64,
+) -> (Problem, Vec<bool>) {
+    let mut problem = Problem::new(d_in, d_sae, batch, shift, seed);
+    let mut numbers = Numbers(seed + 1);
+    problem.params.threshold = (0..d_sae).map(|_| (numbers.grid(64) + 1.0 / 512.0).max(0.0)).collect();
+    let dead = (0..d_sae).map(|_| numbers.next().is_multiple_of(4)).collect();
+    (problem, dead)
+}
+
+/// One with magnitudes off the grid of gates.
+pub(crate) fn gated_problem(d_in: usize, d_sae: usize, batch: usize, shift: f32, seed: u64) -> Problem {
+    let mut problem = Problem::new(d_in, d_sae, batch, shift, seed);
+    let mut numbers = Numbers(seed + 1);
+    problem.params.r_mag = (0..d_sae).map(|_| numbers.grid(64)).collect();
+    problem.params.b_mag = (0..d_sae).map(|_| 2.0 * numbers.grid(64) + 1.0 / 512.0).collect();
+    problem
+}
+
 /// Awkward sizes (d_in, d_sae, batch): ones, primes, lane width and its neighbours, whole tiles and not. Random sizes
 /// begin at 4 and 16: with fewer, a whole array of gradients may by chance be the little that is left of large sums,
 /// and then is all rounding.

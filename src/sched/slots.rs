@@ -27,6 +27,8 @@ pub struct SlotRequest<'a> {
     pub n_trials: usize,
     /// What of the trials trains on the CPU only, as the subject of a sentence, if anything.
     pub cpu_only: Option<&'a str>,
+    /// What of them computes on GPUs only, the same way.
+    pub gpu_only: Option<&'a str>,
 }
 
 /// Slots, and what the user should know about them.
@@ -64,6 +66,15 @@ pub enum SlotError {
         /// What it is about the trial.
         what: String,
     },
+    /// A trial that computes on GPUs only, and slots on the CPU.
+    #[error(
+        "{what} is for GPUs only, and trials would run on the CPU; \
+         set it to false, or `devices.use` to kinds of GPUs that this machine has"
+    )]
+    GpuOnly {
+        /// What it is about the trial.
+        what: String,
+    },
 }
 
 const GPU_KINDS: [DeviceKind; 2] = [DeviceKind::Cuda, DeviceKind::Metal];
@@ -94,6 +105,9 @@ pub fn find_slots(
         }
         0
     };
+    if let (Some(what), true) = (request.gpu_only, n_cpu > 0) {
+        return Err(SlotError::GpuOnly { what: what.to_owned() });
+    }
     let uses_gpus = !gpus.is_empty();
     let n_slots = gpus.len() + n_cpu;
     let ids = gpus.into_iter().chain((0..n_cpu).map(|index| SlotId { kind: DeviceKind::Cpu, index }));
@@ -176,8 +190,15 @@ mod tests {
     use super::*;
     use DeviceKind::{Cpu, Cuda, Metal};
 
-    const REQUEST: SlotRequest<'static> =
-        SlotRequest { kinds: &[], cpu_slots: 0, threads_per_trial: 0, cores: 8, n_trials: 9, cpu_only: None };
+    const REQUEST: SlotRequest<'static> = SlotRequest {
+        kinds: &[],
+        cpu_slots: 0,
+        threads_per_trial: 0,
+        cores: 8,
+        n_trials: 9,
+        cpu_only: None,
+        gpu_only: None,
+    };
 
     /// A machine with so many CUDA devices.
     fn with_cuda(n: usize) -> impl Fn(DeviceKind, usize) -> Probe {
@@ -283,6 +304,18 @@ mod tests {
         let request = SlotRequest { kinds: &[Cuda], ..request };
         let error = find_slots(&request, &with_cuda(2)).unwrap_err().to_string();
         assert!(error.contains("`cuda`") && error.contains("topk trains on the CPU"), "{error}");
+    }
+
+    #[test]
+    fn what_only_a_gpu_computes_is_refused_on_a_cpu() {
+        let request = SlotRequest { gpu_only: Some("train.autocast = true"), ..REQUEST };
+        assert_eq!(find_slots(&request, &with_cuda(2)).unwrap().slots.len(), 2);
+        let wanted = "train.autocast = true is for GPUs only, and trials would run on the CPU; set it to false, or \
+                      `devices.use` to kinds of GPUs that this machine has";
+        let mixed = SlotRequest { kinds: &[Cpu, Cuda], ..request };
+        for (request, n_cuda) in [(&request, 0), (&mixed, 2)] {
+            assert_eq!(find_slots(request, &with_cuda(n_cuda)).unwrap_err().to_string(), wanted);
+        }
     }
 
     #[test]

@@ -344,6 +344,7 @@ pub(crate) const KEYS: &[Key] = &[
     used("train.k_start", With("train.k_anneal_steps"), Kind::Int { min: 0, max: MAX_SIZE }, Default),
     key(Trial, "train.max_norm_multiple", at_least(0.0), Default),
     used("train.topk_threshold_bias_correction", BATCHTOPK, Bool, Default),
+    key(Trial, "train.autocast", Bool, Default),
     key(Trial, "eval.exclude_special_tokens", Bool, Default),
     key(Sweep, "run.retries", Kind::Int { min: 0, max: 1000 }, Default),
     key(Sweep, "run.on_failure", Word(&["continue", "stop"]), Default),

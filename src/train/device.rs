@@ -43,17 +43,16 @@ impl Backend {
     }
 }
 
-/// Whether SAEs of an architecture can be trained on a kind of device.
-fn can_train(kind: DeviceKind, architecture: &Architecture) -> bool {
-    kind == DeviceKind::Cpu || matches!(architecture, Architecture::Standard { .. })
+/// What of a trial trains on the CPU only, as the subject of a sentence, if anything.
+pub fn cpu_only(sae: &SaeConfig) -> Option<String> {
+    // One latent after the other, each of which needs the last one's residual: little work for a GPU at a time.
+    matches!(sae.architecture, Architecture::MatchingPursuit { .. })
+        .then(|| format!("sae.architecture = {}", sae.architecture.name()))
 }
 
-/// What of a trial trains on the CPU only, as the subject of a sentence, if anything.
-pub fn cpu_only(sae: &SaeConfig, train: &TrainConfig) -> Option<String> {
-    if !can_train(DeviceKind::Cuda, &sae.architecture) {
-        return Some(format!("sae.architecture = {}", sae.architecture.name()));
-    }
-    train.options.first_on().map(|option| format!("an SAE with {option}"))
+/// What of a trial computes on GPUs only, as the subject of a sentence, if anything.
+pub fn gpu_only(train: &TrainConfig) -> Option<String> {
+    train.options.autocast.then(|| "train.autocast = true (products in bfloat16)".to_owned())
 }
 
 /// What came of looking for a device.

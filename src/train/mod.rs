@@ -2,8 +2,8 @@
 //! the loop that ties them together. A transcoder's run is the same with targets of its own: [`Output`].
 //!
 //! Start with [`train`]; [`Trainer`] is the same step for batches from anywhere. Nothing here reads a clock
-//! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or, for standard SAEs, on a
-//! GPU: [`Backend`].
+//! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or, but for matching pursuits, on
+//! a GPU: [`Backend`].
 
 mod centre;
 mod checkpoint;
@@ -11,6 +11,7 @@ mod device;
 mod filter;
 mod firing;
 mod metrics;
+mod on_device;
 #[cfg(test)]
 mod options_tests;
 mod output;
@@ -21,12 +22,12 @@ mod resume_tests;
 mod run;
 mod schedules;
 mod steps;
-mod tensor_step;
+mod tensor;
 mod threshold;
 mod trainer;
 
 pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
-pub use device::{Backend, Probe, build_command, cpu_only, probe};
+pub use device::{Backend, Probe, build_command, cpu_only, gpu_only, probe};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
 pub use output::Output;

@@ -6,7 +6,7 @@
 //! next time. "Input" is the encoder's, so less `b_dec` where the SAE subtracts that. What the paper's SAE
 //! does not have starts as it does in a new SAE: thresholds, and the magnitudes of a gated SAE.
 
-use super::trainer::Trainer;
+use super::{run::TrainError, trainer::Trainer};
 use crate::{
     kernels::Params,
     trial::{Architecture, TrainOptions},
@@ -19,12 +19,14 @@ const ENCODER_SHARE: f64 = 0.2;
 
 impl Trainer {
     /// Resamples after a step, if it is time. Which inputs are drawn follows from `train.data_seed` and the step alone.
-    pub(super) fn resample_if_due(&mut self) {
+    /// In a run on a device, weights and moments come to the host for that and go back.
+    pub(super) fn resample_if_due(&mut self) -> Result<(), TrainError> {
         if !is_due(&self.train.options, self.steps) {
-            return;
+            return Ok(());
         }
+        self.download()?;
         let d_in = self.params.d_in();
-        let losses = self.losses_of_rows();
+        let losses = self.losses_of_rows()?;
         let mut inputs = self.scaled.clone();
         if self.sae.apply_b_dec_to_input {
             for row in inputs.chunks_exact_mut(d_in) {
@@ -45,19 +47,24 @@ impl Trainer {
             self.v.clear_latent(latent);
             self.firing.steps_since_fired[latent] = 0;
         }
+        let Self { tensors, params, m, v, .. } = self;
+        tensors.as_mut().map_or(Ok(()), |tensors| tensors.upload([params, m, v]))
     }
 
     /// Squared error of each row of the last step, as its loss counts it.
-    fn losses_of_rows(&self) -> Vec<f64> {
+    fn losses_of_rows(&self) -> Result<Vec<f64>, TrainError> {
         let d_in = self.params.d_in();
+        let reconstruction = self.last_reconstruction()?;
         let (target, weight) = self.last_aim();
-        let rows = target.chunks_exact(d_in).zip(self.ws.reconstruction().chunks_exact(d_in));
-        rows.enumerate()
+        let rows = target.chunks_exact(d_in).zip(reconstruction.chunks_exact(d_in));
+        let losses = rows
+            .enumerate()
             .map(|(nth, (target, made))| {
                 let square: f64 = target.iter().zip(made).map(|(a, b)| f64::from(a - b).powi(2)).sum();
                 square * weight.get(nth).map_or(1.0, |&weight| f64::from(weight))
             })
-            .collect()
+            .collect();
+        Ok(losses)
     }
 }
 

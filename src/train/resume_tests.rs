@@ -402,9 +402,17 @@ fn lines_come_every_few_steps_and_at_the_end() {
 
 #[test]
 fn on_tensors_too_whatever_interrupts_a_run_changes_no_bit() {
-    let job = job();
+    let standard = job().config.sae;
+    for sae in [standard, topk_sae(), batch_topk_sae(), matryoshka_sae(), jumprelu_sae(), gated_sae()] {
+        let mut job = job();
+        job.config.sae = sae;
+        tensors_change_no_bit(&job);
+    }
+}
+
+fn tensors_change_no_bit(job: &TrialJob) {
     let on_tensors = |folder: &Path, stop_at: Option<u64>| {
-        let mut call = Call::new(folder, &job);
+        let mut call = Call::new(folder, job);
         call.backend = Backend::Tensors(Device::Cpu);
         call.stop_at = stop_at;
         if stop_at.is_some() {
@@ -419,16 +427,28 @@ fn on_tensors_too_whatever_interrupts_a_run_changes_no_bit() {
         let temp = tempfile::tempdir().unwrap();
         assert_eq!(on_tensors(temp.path(), Some(at)), whole, "stopped at {at}");
         let temp = tempfile::tempdir().unwrap();
-        let mut call = Call::new(temp.path(), &job);
+        let mut call = Call::new(temp.path(), job);
         call.backend = Backend::Tensors(Device::Cpu);
         call.run_until_killed(at);
         assert_eq!(call.finish(), whole, "killed at {at}");
-        assert_eq!(call.from_step, at / 4 * 4, "killed at {at}");
+        // It died in the step before, reading ahead.
+        assert_eq!(call.from_step, (at - 1) / 4 * 4, "killed at {at}");
     }
     // The kernels come to nearly the same.
-    let (on_kernels, _) = undisturbed(&job);
+    let (on_kernels, lines) = undisturbed(job);
+    let name = job.config.sae.architecture.name();
     let off = (whole.0.losses.overall - on_kernels.losses.overall).abs();
-    assert!(off < 1e-5 * on_kernels.losses.overall, "{off}");
+    assert!(off < 1e-5 * on_kernels.losses.overall, "{name}: {off}");
+    // Of the same lines with the same names.
+    let names = |lines: &[u8]| -> Vec<Vec<String>> {
+        let lines = String::from_utf8(lines.to_vec()).unwrap();
+        let keys = |line| -> Vec<String> {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line.as_object().unwrap().keys().cloned().collect()
+        };
+        lines.lines().map(keys).collect()
+    };
+    assert_eq!(names(&whole.1), names(&lines), "{name}");
 }
 
 #[test]
@@ -441,10 +461,20 @@ fn tensors_end_a_run_that_is_not_finite_and_refuse_what_they_cannot_train() {
     let outcome = call.run().unwrap();
     assert!(matches!(outcome, TrainOutcome::Diverged { step: 10, .. }), "{outcome:?}");
 
-    job.config.sae = topk_sae();
+    job.config.sae = matching_pursuit_sae();
     let temp = tempfile::tempdir().unwrap();
     let mut call = Call::new(temp.path(), &job);
     call.backend = Backend::Tensors(Device::Cpu);
     let error = call.run().unwrap_err().to_string();
-    assert_eq!(error, "sae.architecture = topk trains on the CPU so far; set devices.use = [\"cpu\"]");
+    assert_eq!(
+        error,
+        "sae.architecture = matching_pursuit trains on the CPU so far; set devices.use = [\"cpu\"]"
+    );
+    job.config.sae = topk_sae();
+    job.config.train.options.autocast = true;
+    let mut call = Call::new(temp.path(), &job);
+    let error = call.run().unwrap_err().to_string();
+    assert!(error.starts_with("train.autocast = true (products in bfloat16) is for GPUs only"), "{error}");
+    call.backend = Backend::Tensors(Device::Cpu);
+    assert!(matches!(call.run().unwrap(), TrainOutcome::Finished { .. }));
 }

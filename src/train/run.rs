@@ -2,11 +2,11 @@
 
 use super::{
     checkpoint::{self, CHECKPOINT_FOLDER},
-    device::Backend,
+    device::{Backend, gpu_only},
     metrics::{LogLine, METRICS_FILE, MetricsFile},
     output::Output,
     prepare::prepare,
-    trainer::{Trained, Trainer},
+    trainer::{Begun, Trained, Trainer},
 };
 use crate::{
     kernels::Pool,
@@ -236,8 +236,15 @@ pub(super) fn run(
     trainer.topk_threshold = start.topk_threshold;
     let mut metrics = resume(folder, job, &mut trainer)?;
     prepare(&mut trainer, read_batch, pool)?;
-    if let Backend::Tensors(device) = backend {
-        trainer.move_to(device)?;
+    match backend {
+        Backend::Tensors(device) => trainer.move_to(device)?,
+        Backend::Kernels => {
+            if let Some(what) = gpu_only(train) {
+                return Err(TrainError::Setting(format!(
+                    "{what} is for GPUs only, and this trial is on the CPU; set it to false, or devices.use to a GPU's kind"
+                )));
+            }
+        }
     }
     let (from_step, total_steps) = (trainer.steps, train.steps());
     (hooks.on_start)(from_step);
@@ -245,6 +252,9 @@ pub(super) fn run(
     let started = (hooks.now_secs)();
     let mut saved = Saved { step: from_step, secs: started };
     let mut batch = vec![0.0; train.batch_size * output.map_or(d_in, |output| output.row_width())];
+    // The batch of the next step, where one is read while a step runs.
+    let mut ahead = if trainer.stages() { batch.clone() } else { Vec::new() };
+    let mut is_ahead = false;
     while trainer.steps < total_steps {
         if (hooks.should_stop)() {
             if saved.step < trainer.steps {
@@ -252,9 +262,23 @@ pub(super) fn run(
             }
             return Ok(TrainOutcome::Stopped { step: trainer.steps });
         }
-        read_batch(trainer.steps, &mut batch)?;
+        if is_ahead {
+            std::mem::swap(&mut batch, &mut ahead);
+        } else {
+            read_batch(trainer.steps, &mut batch)?;
+        }
         let step = trainer.steps + 1;
-        let report = trainer.step(pool, &batch)?;
+        let report = match trainer.begin_step(pool, &batch)? {
+            Begun::Ended(report) => report,
+            Begun::Launched => {
+                is_ahead = trainer.stages() && step < total_steps;
+                if is_ahead {
+                    read_batch(step, &mut ahead)?;
+                    trainer.stage(pool, &ahead)?;
+                }
+                trainer.end_step()?
+            }
+        };
         if !report.is_finite() {
             let train_secs = (hooks.now_secs)() - started;
             return Ok(TrainOutcome::Diverged { step, loss: report.losses.overall, from_step, train_secs });

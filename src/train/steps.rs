@@ -10,90 +10,82 @@ use crate::{
         StandardStep, StepLosses, TopKStep, abs_topk_step, batch_topk_step, gated_step, jumprelu_step,
         matching_pursuit_step, matryoshka_step, standard_step, topk_step,
     },
-    trial::{Architecture, SparsityLossMode},
+    trial::{Architecture, SaeConfig, SparsityLossMode, TrainConfig},
 };
 use std::borrow::Cow;
 
 /// Names and values of a line of metrics.
 pub(super) type Values = Vec<(Cow<'static, str>, f64)>;
 
-impl Trainer {
-    /// Losses of the scaled batch; their gradients go to `self.grads`.
-    pub(super) fn gradients(&mut self, pool: &Pool) -> StepLosses {
-        let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
-        let window = self.train.dead_feature_window;
-        let options = &self.train.options;
-        let normalize_aux_loss = options.normalize_aux_loss;
-        let (d_in, d_sae, t) = (self.params.d_in(), self.sae.d_sae, self.steps);
-        let annealed = |k: f64| annealed_k(options, k, d_in, d_sae, t);
-        let Self { ws, params, scaled: x, grads, firing, dead, steps, .. } = self;
-        match self.sae.architecture {
+/// What is done in a step, with the settings of that step.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step<'a> {
+    Standard(StandardStep),
+    Gated(GatedStep),
+    TopK {
+        step: TopKStep,
+        /// Whether it is an AbsTopK.
+        by_magnitude: bool,
+    },
+    BatchTopK(BatchTopKStep),
+    Matryoshka {
+        step: BatchTopKStep,
+        widths: &'a [usize],
+        aux_by_level: bool,
+    },
+    JumpRelu(JumpReluStep),
+    MatchingPursuit(MatchingPursuitStep),
+}
+
+impl<'a> Step<'a> {
+    /// What a trial does after `t` steps, on activations of width `d_in`.
+    pub(super) fn of(sae: &'a SaeConfig, train: &TrainConfig, d_in: usize, t: u64) -> Self {
+        let (apply_b_dec_to_input, options) = (sae.apply_b_dec_to_input, &train.options);
+        let annealed = |k: f64| annealed_k(options, k, d_in, sae.d_sae, t);
+        let topk = |k: usize, aux_loss_coefficient, rescale_acts_by_decoder_norm| TopKStep {
+            k: annealed(k as f64) as usize,
+            aux_loss_coefficient,
+            normalize_aux_loss: options.normalize_aux_loss,
+            rescale_acts_by_decoder_norm,
+            apply_b_dec_to_input,
+        };
+        let batch_topk = |k, aux_loss_coefficient, rescale_acts_by_decoder_norm| BatchTopKStep {
+            k: annealed(k),
+            aux_loss_coefficient,
+            normalize_aux_loss: options.normalize_aux_loss,
+            rescale_acts_by_decoder_norm,
+            apply_b_dec_to_input,
+        };
+        match sae.architecture {
             Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } => {
-                let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, *steps);
-                let step = StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input };
-                standard_step(pool, ws, params, &step, x, grads)
+                let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, t);
+                Self::Standard(StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input })
             }
             Architecture::Gated { l1_coefficient: last, l1_warm_up_steps } => {
-                let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, *steps);
-                let step = GatedStep { l1_coefficient, apply_b_dec_to_input };
-                gated_step(pool, ws, params, &step, x, grads)
+                let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, t);
+                Self::Gated(GatedStep { l1_coefficient, apply_b_dec_to_input })
             }
-            Architecture::TopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
-                let step = TopKStep {
-                    k: annealed(k as f64) as usize,
-                    aux_loss_coefficient,
-                    normalize_aux_loss,
-                    rescale_acts_by_decoder_norm,
-                    apply_b_dec_to_input,
-                };
-                topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
-            }
-            Architecture::AbsTopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => {
-                let step = TopKStep {
-                    k: annealed(k as f64) as usize,
-                    aux_loss_coefficient,
-                    normalize_aux_loss,
-                    rescale_acts_by_decoder_norm,
-                    apply_b_dec_to_input,
-                };
-                abs_topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
-            }
-            Architecture::BatchTopK {
-                k,
-                topk_threshold_lr: rate,
-                aux_loss_coefficient,
-                rescale_acts_by_decoder_norm,
-            } => {
-                let step = BatchTopKStep {
-                    k: annealed(k),
-                    aux_loss_coefficient,
-                    normalize_aux_loss,
-                    rescale_acts_by_decoder_norm,
-                    apply_b_dec_to_input,
-                };
-                let losses = batch_topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads);
-                self.follow_least_kept(rate);
-                losses
+            Architecture::TopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => Self::TopK {
+                step: topk(k, aux_loss_coefficient, rescale_acts_by_decoder_norm),
+                by_magnitude: false,
+            },
+            Architecture::AbsTopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm } => Self::TopK {
+                step: topk(k, aux_loss_coefficient, rescale_acts_by_decoder_norm),
+                by_magnitude: true,
+            },
+            Architecture::BatchTopK { k, aux_loss_coefficient, rescale_acts_by_decoder_norm, .. } => {
+                Self::BatchTopK(batch_topk(k, aux_loss_coefficient, rescale_acts_by_decoder_norm))
             }
             Architecture::MatryoshkaBatchTopK {
                 k,
-                topk_threshold_lr: rate,
                 aux_loss_coefficient,
                 rescale_acts_by_decoder_norm,
                 matryoshka_widths: ref widths,
-                use_matryoshka_aux_loss: by_level,
+                use_matryoshka_aux_loss: aux_by_level,
+                ..
             } => {
-                let step = BatchTopKStep {
-                    k: annealed(k),
-                    aux_loss_coefficient,
-                    normalize_aux_loss,
-                    rescale_acts_by_decoder_norm,
-                    apply_b_dec_to_input,
-                };
-                let dead = firing.dead(window, dead);
-                let losses = matryoshka_step(pool, ws, params, &step, widths, by_level, dead, x, grads);
-                self.follow_least_kept(rate);
-                losses
+                let step = batch_topk(k, aux_loss_coefficient, rescale_acts_by_decoder_norm);
+                Self::Matryoshka { step, widths, aux_by_level }
             }
             Architecture::JumpRelu {
                 jumprelu_bandwidth: bandwidth,
@@ -105,33 +97,72 @@ impl Trainer {
                 jumprelu_ste_to_input: ste_to_input,
                 target_l0,
                 ..
-            } => {
-                // Below 0 a threshold would let negative pre-activations through.
-                params.threshold.iter_mut().filter(|theta| **theta < 0.0).for_each(|theta| *theta = 0.0);
-                let step = JumpReluStep {
-                    mode: match jumprelu_sparsity_loss_mode {
-                        SparsityLossMode::Step => SparsityMode::Step,
-                        SparsityLossMode::Tanh => SparsityMode::Tanh { scale },
-                        SparsityLossMode::Quadratic => SparsityMode::Quadratic { target_l0 },
-                    },
-                    l0_coefficient: sparsity_coefficient(last, l0_warm_up_steps, *steps),
-                    bandwidth,
-                    pre_act_loss_coefficient,
-                    ste_to_input,
-                    apply_b_dec_to_input,
-                };
-                jumprelu_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
-            }
+            } => Self::JumpRelu(JumpReluStep {
+                mode: match jumprelu_sparsity_loss_mode {
+                    SparsityLossMode::Step => SparsityMode::Step,
+                    SparsityLossMode::Tanh => SparsityMode::Tanh { scale },
+                    SparsityLossMode::Quadratic => SparsityMode::Quadratic { target_l0 },
+                },
+                l0_coefficient: sparsity_coefficient(last, l0_warm_up_steps, t),
+                bandwidth,
+                pre_act_loss_coefficient,
+                ste_to_input,
+                apply_b_dec_to_input,
+            }),
             Architecture::MatchingPursuit {
                 residual_threshold,
                 max_iterations,
                 stop_on_duplicate_support,
             } => {
                 let pursuit = Pursuit { residual_threshold, max_iterations, stop_on_duplicate_support };
-                let step = MatchingPursuitStep { pursuit, apply_b_dec_to_input };
-                matching_pursuit_step(pool, ws, params, &step, x, grads)
+                Self::MatchingPursuit(MatchingPursuitStep { pursuit, apply_b_dec_to_input })
             }
         }
+    }
+
+    /// Whether `b_dec` is subtracted from the input before the encoder.
+    pub(super) fn apply_b_dec_to_input(&self) -> bool {
+        match self {
+            Self::Standard(step) => step.apply_b_dec_to_input,
+            Self::Gated(step) => step.apply_b_dec_to_input,
+            Self::TopK { step, .. } => step.apply_b_dec_to_input,
+            Self::BatchTopK(step) | Self::Matryoshka { step, .. } => step.apply_b_dec_to_input,
+            Self::JumpRelu(step) => step.apply_b_dec_to_input,
+            Self::MatchingPursuit(step) => step.apply_b_dec_to_input,
+        }
+    }
+}
+
+impl Trainer {
+    /// Losses of the scaled batch, by the kernels; their gradients go to `self.grads`.
+    pub(super) fn gradients(&mut self, pool: &Pool) -> StepLosses {
+        let window = self.train.dead_feature_window;
+        let Self { sae, train, ws, params, scaled: x, grads, firing, dead, steps, .. } = self;
+        let losses = match Step::of(sae, train, params.d_in(), *steps) {
+            Step::Standard(step) => standard_step(pool, ws, params, &step, x, grads),
+            Step::Gated(step) => gated_step(pool, ws, params, &step, x, grads),
+            Step::TopK { step, by_magnitude: false } => {
+                topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
+            }
+            Step::TopK { step, by_magnitude: true } => {
+                abs_topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
+            }
+            Step::BatchTopK(step) => {
+                batch_topk_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
+            }
+            Step::Matryoshka { step, widths, aux_by_level } => {
+                let dead = firing.dead(window, dead);
+                matryoshka_step(pool, ws, params, &step, widths, aux_by_level, dead, x, grads)
+            }
+            Step::JumpRelu(step) => {
+                // Below 0 a threshold would let negative pre-activations through.
+                params.threshold.iter_mut().filter(|theta| **theta < 0.0).for_each(|theta| *theta = 0.0);
+                jumprelu_step(pool, ws, params, &step, firing.dead(window, dead), x, grads)
+            }
+            Step::MatchingPursuit(step) => matching_pursuit_step(pool, ws, params, &step, x, grads),
+        };
+        self.follow_least_kept(self.ws.smallest_kept());
+        losses
     }
 
     /// The architecture's own losses of the last step, and what else it logs.
@@ -177,7 +208,7 @@ impl Trainer {
                 losses.extend(
                     matryoshka_widths
                         .iter()
-                        .zip(self.ws.level_losses())
+                        .zip(self.level_losses())
                         .map(|(width, loss)| (format!("losses/inner_mse_loss_{width}").into(), *loss)),
                 );
                 (losses, details)

@@ -4,10 +4,19 @@ use super::trainer::Trainer;
 use crate::trial::Architecture;
 
 impl Trainer {
+    /// How soon the threshold follows; nothing in an architecture that has none.
+    fn follow_rate(&self) -> Option<f64> {
+        match self.sae.architecture {
+            Architecture::BatchTopK { topk_threshold_lr: rate, .. }
+            | Architecture::MatryoshkaBatchTopK { topk_threshold_lr: rate, .. } => Some(rate),
+            _ => None,
+        }
+    }
+
     /// Lets the threshold follow the least value that the step kept, as SAELens does:
     /// `threshold = (1 - rate) threshold + rate least`, from 0. A step that kept nothing leaves it.
-    pub(super) fn follow_least_kept(&mut self, rate: f64) {
-        if let Some(least) = self.ws.smallest_kept() {
+    pub(super) fn follow_least_kept(&mut self, least: Option<f32>) {
+        if let (Some(rate), Some(least)) = (self.follow_rate(), least) {
             self.topk_threshold = (1.0 - rate) * self.topk_threshold + rate * f64::from(least);
             self.topk_threshold_updates += 1;
         }
@@ -15,11 +24,8 @@ impl Trainer {
 
     /// The threshold as it stands; 0 in other architectures.
     pub(super) fn threshold_now(&self) -> f64 {
-        match self.sae.architecture {
-            Architecture::BatchTopK { topk_threshold_lr: rate, .. }
-            | Architecture::MatryoshkaBatchTopK { topk_threshold_lr: rate, .. }
-                if self.train.options.topk_threshold_bias_correction =>
-            {
+        match self.follow_rate() {
+            Some(rate) if self.train.options.topk_threshold_bias_correction => {
                 without_start(self.topk_threshold, rate, self.topk_threshold_updates)
             }
             _ => self.topk_threshold,

@@ -4,21 +4,20 @@
 //! batches of another implementation. Both go through the same code.
 
 use super::{
-    device::cpu_only,
     filter::NormFilter,
     firing::Firing,
     metrics::{ExplainedVariance, LogLine},
+    on_device::Staging,
     output::Output,
     run::TrainError,
-    schedules::{learning_rate, sparsity_coefficient},
-    tensor_step::{Aim, TensorStep, TensorTrainer},
+    schedules::learning_rate,
+    tensor::TensorTrainer,
 };
 use crate::{
-    kernels::{self, AdamStep, Params, Pool, Shape, StandardStep, StepLosses, Workspace},
+    kernels::{self, AdamStep, Params, Pool, Shape, StepLosses, Workspace},
     sae::{self, Normalizer, RowScales, Sae},
     trial::{Architecture, NormalizeActivations, SaeConfig, TrainConfig},
 };
-use candle_core::Device;
 use std::borrow::Cow;
 
 /// All gradients together are clipped to this norm, as in SAELens, where it is no setting either.
@@ -33,10 +32,10 @@ pub struct Trainer {
     pub(super) sae: SaeConfig,
     pub(super) train: TrainConfig,
     /// Width of weights.
-    width: usize,
+    pub(super) width: usize,
     pub(super) normalizer: Normalizer,
     /// In a transcoder's run, which `normalizer` has no part in.
-    output: Option<Output>,
+    pub(super) output: Option<Output>,
     /// Weights in the scaled space.
     pub params: Params,
     /// Adam's first moments.
@@ -60,11 +59,15 @@ pub struct Trainer {
     /// Flags of the dead latents, (F), where the last step needed them.
     pub(super) dead: Vec<bool>,
     pub(super) scaled: Vec<f32>,
-    scales: RowScales,
-    target: Vec<f32>,
-    weight: Vec<f32>,
+    pub(super) scales: RowScales,
+    pub(super) target: Vec<f32>,
+    pub(super) weight: Vec<f32>,
     /// Takes the place of `ws` and `grads` in a run on a device.
-    tensors: Option<TensorTrainer>,
+    pub(super) tensors: Option<TensorTrainer>,
+    /// What there has been made ready for the step to come.
+    pub(super) staging: Staging,
+    /// Losses of a Matryoshka's levels but the last, in a run on a device.
+    pub(super) levels: Vec<f64>,
 }
 
 /// What one step came to.
@@ -81,6 +84,14 @@ impl StepReport {
     pub fn is_finite(&self) -> bool {
         self.losses.overall.is_finite() && self.grad_norm.is_finite()
     }
+}
+
+/// Where a step has come to.
+pub(super) enum Begun {
+    /// It is done.
+    Ended(StepReport),
+    /// It goes on by itself, and is to be ended.
+    Launched,
 }
 
 /// A trained SAE and what training says about it.
@@ -145,6 +156,8 @@ impl Trainer {
             target,
             weight: Vec::new(),
             tensors: None,
+            staging: Staging::default(),
+            levels: Vec::new(),
         }
     }
 
@@ -164,30 +177,6 @@ impl Trainer {
         self
     }
 
-    /// Goes on with candle tensors on `device`. Weights and moments stay there from now on.
-    ///
-    /// # Errors
-    /// Only standard SAEs without options beyond SAELens train on tensors; or the device has not the memory.
-    pub fn move_to(&mut self, device: &Device) -> Result<(), TrainError> {
-        if let Some(what) = cpu_only(&self.sae, &self.train) {
-            return Err(TrainError::Setting(format!(
-                "{what} trains on the CPU so far; set devices.use = [\"cpu\"]"
-            )));
-        }
-        self.tensors = Some(TensorTrainer::new([&self.params, &self.m, &self.v], device)?);
-        self.grads = Params::default();
-        Ok(())
-    }
-
-    /// Brings weights and moments up to date on the host.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn download(&mut self) -> Result<(), TrainError> {
-        let Self { tensors, params, m, v, .. } = self;
-        tensors.as_ref().map_or(Ok(()), |tensors| tensors.download([params, m, v]))
-    }
-
     /// One step on the batch `x` (B, D) of activations as the model made them, for a transcoder rows of an input and an
     /// output. When the report is not
     /// finite the run is over, and the weights stay those from before the step.
@@ -195,18 +184,37 @@ impl Trainer {
     /// # Errors
     /// The device fails, in a run on one.
     pub fn step(&mut self, pool: &Pool, x: &[f32]) -> Result<StepReport, TrainError> {
+        match self.begin_step(pool, x)? {
+            Begun::Ended(report) => Ok(report),
+            Begun::Launched => self.end_step(),
+        }
+    }
+
+    /// Does a step or, in a run on a device, launches it there, for [`Trainer::end_step`] to end.
+    pub(super) fn begin_step(&mut self, pool: &Pool, x: &[f32]) -> Result<Begun, TrainError> {
         let row_width = self.output.map_or(self.width, |output| output.row_width());
         assert_eq!(x.len(), self.train.batch_size * row_width, "a batch has train.batch_size rows");
         self.firing.begin_step(self.steps, self.train.feature_sampling_window);
+        if self.takes_staged() {
+            self.launch()?;
+            return Ok(Begun::Launched);
+        }
         let Some(is_aimed) = self.load(pool, x) else {
             // All were left out: nothing to learn, and nothing that did not fire.
             self.steps += 1;
-            return Ok(StepReport { losses: self.losses, grad_norm: 0.0 });
+            return Ok(Begun::Ended(StepReport { losses: self.losses, grad_norm: 0.0 }));
         };
-        let n_rows = self.scaled.len() / self.width;
         if self.tensors.is_some() {
-            return self.step_on_device(is_aimed);
+            self.upload_loaded(is_aimed)?;
+            self.launch()?;
+            return Ok(Begun::Launched);
         }
+        self.step_on_host(pool, is_aimed).map(Begun::Ended)
+    }
+
+    /// The step on the scaled batch, by the kernels.
+    fn step_on_host(&mut self, pool: &Pool, is_aimed: bool) -> Result<StepReport, TrainError> {
+        let n_rows = self.scaled.len() / self.width;
         if is_aimed {
             self.ws.aim_at(&self.target, &self.weight);
         }
@@ -230,12 +238,12 @@ impl Trainer {
             kernels::set_unit_rows(pool, params);
         }
         self.steps += 1;
-        self.resample_if_due();
+        self.resample_if_due()?;
         Ok(report)
     }
 
     /// Scales the rows that stay of `x`, and says whether they have targets of their own; nothing when none stays.
-    fn load(&mut self, pool: &Pool, x: &[f32]) -> Option<bool> {
+    pub(super) fn load(&mut self, pool: &Pool, x: &[f32]) -> Option<bool> {
         if let Some(output) = &self.output {
             output.split(x, &mut self.scaled, &mut self.target);
             return Some(true);
@@ -254,7 +262,7 @@ impl Trainer {
     }
 
     /// Adam's settings in this step.
-    fn adam(&self) -> AdamStep {
+    pub(super) fn adam(&self) -> AdamStep {
         AdamStep {
             lr: learning_rate(&self.train, self.steps),
             beta1: self.train.adam_beta1,
@@ -265,35 +273,23 @@ impl Trainer {
         }
     }
 
-    /// The step on the scaled batch, in a run on a device.
-    fn step_on_device(&mut self, is_aimed: bool) -> Result<StepReport, TrainError> {
-        let adam = self.adam();
-        let Self { tensors: Some(tensors), scaled, target, weight, .. } = self else {
-            unreachable!("invariant: the run is on a device")
-        };
-        let Architecture::Standard { l1_coefficient: last, lp_norm, l1_warm_up_steps } =
-            self.sae.architecture
-        else {
-            unreachable!("invariant: only standard SAEs are moved to a device")
-        };
-        let l1_coefficient = sparsity_coefficient(last, l1_warm_up_steps, self.steps);
-        let apply_b_dec_to_input = self.sae.apply_b_dec_to_input;
-        let step = StandardStep { l1_coefficient, lp_norm, apply_b_dec_to_input };
-        let aim = is_aimed.then_some(Aim { target, weight });
-        let TensorStep { losses, grad_norm, fired } = tensors.standard_step(&step, &adam, scaled, aim)?;
-        self.losses = losses;
-        let report = StepReport { losses, grad_norm };
-        if report.is_finite() {
-            self.firing.count(&fired, self.train.batch_size);
-            self.steps += 1;
-        }
-        Ok(report)
-    }
-
     /// What the last step's reconstruction was compared with (B, D), and the weight of each row's error, where they
     /// have weights.
     pub(super) fn last_aim(&self) -> (&[f32], &[f32]) {
         if self.normalizer.is_per_row() { (&self.target, &self.weight) } else { (&self.scaled, &[]) }
+    }
+
+    /// The reconstruction (B, D) of the last step's batch.
+    pub(super) fn last_reconstruction(&self) -> Result<Cow<'_, [f32]>, TrainError> {
+        match &self.tensors {
+            Some(tensors) => tensors.reconstruction().map(Cow::Owned),
+            None => Ok(self.ws.reconstruction().into()),
+        }
+    }
+
+    /// Mean squared errors of a Matryoshka's levels but the last, of the last step.
+    pub(super) fn level_losses(&self) -> &[f64] {
+        if self.tensors.is_some() { &self.levels } else { self.ws.level_losses() }
     }
 
     /// Gradients of the last step, before they were clipped. Empty in a run on a device.
@@ -306,10 +302,7 @@ impl Trainer {
     /// # Errors
     /// The device fails, in a run on one.
     pub fn log_line(&self, x: &[f32]) -> Result<LogLine, TrainError> {
-        let mut x_hat: Cow<'_, [f32]> = match &self.tensors {
-            Some(tensors) => tensors.reconstruction()?.into(),
-            None => self.ws.reconstruction().into(),
-        };
+        let mut x_hat = self.last_reconstruction()?;
         let x = self.filter.as_ref().map_or(x, NormFilter::kept);
         let explained = if self.normalizer.is_per_row() {
             // These modes are undone on the reconstruction: compare with the rows as they came.

@@ -1,4 +1,4 @@
-//! Options of a training run that SAELens does not have.
+//! Options of a training run that SAELens does not have, and one that it has and this program had not from the start.
 //!
 //! All are off by default, and off is what their absence from a configuration means: files written before an
 //! option existed read as before, and a trial that uses none has the id it always had. Their defaults in
@@ -28,22 +28,8 @@ pub struct TrainOptions {
     pub max_norm_multiple: f64,
     /// Whether a BatchTopK's threshold is freed of its start at 0.
     pub topk_threshold_bias_correction: bool,
-}
-
-impl TrainOptions {
-    /// The setting of the first option that is on.
-    pub fn first_on(&self) -> Option<&'static str> {
-        let on = [
-            ("train.resample_every_steps", self.resample_every_steps > 0),
-            ("train.normalize_sae_decoder", self.normalize_sae_decoder),
-            ("train.b_dec_init_method", self.b_dec_init_method != BDecInit::Zeros),
-            ("train.normalize_aux_loss", self.normalize_aux_loss),
-            ("train.k_anneal_steps", self.k_anneal_steps > 0),
-            ("train.max_norm_multiple", self.max_norm_multiple > 0.0),
-            ("train.topk_threshold_bias_correction", self.topk_threshold_bias_correction),
-        ];
-        on.into_iter().find_map(|(name, is_on)| is_on.then_some(name))
-    }
+    /// SAELens' own: whether the big products are in bfloat16. On GPUs only.
+    pub autocast: bool,
 }
 
 /// `train.b_dec_init_method`, with the names of SAELens 5.

@@ -1,6 +1,7 @@
 //! The whole loop on a real store: it learns, it can be interrupted, and threads change nothing.
 
 use super::small_trial::{data_of, small_trial};
+use candle_core::Device;
 use saesweep::{
     kernels::{Pool, Shape, Workspace},
     store::{
@@ -124,6 +125,17 @@ fn run(
     threads: usize,
     stop_at: Option<u64>,
 ) -> Result<TrainOutcome, TrainError> {
+    run_on(&Backend::Kernels, folder, job, store, threads, stop_at)
+}
+
+fn run_on(
+    backend: &Backend,
+    folder: &Path,
+    job: &TrialJob,
+    store: &Store,
+    threads: usize,
+    stop_at: Option<u64>,
+) -> Result<TrainOutcome, TrainError> {
     let asked = Cell::new(0);
     let hooks = Hooks {
         on_start: &mut |step| asked.set(step),
@@ -134,11 +146,21 @@ fn run(
         },
         now_secs: &|| 0.0,
     };
-    train(folder, job, store, None, &Pool::new(threads), &Backend::Kernels, hooks)
+    train(folder, job, store, None, &Pool::new(threads), backend, hooks)
 }
 
 fn finish(folder: &Path, job: &TrialJob, store: &Store, threads: usize) -> (Trained, Vec<u8>) {
-    let outcome = run(folder, job, store, threads, None).unwrap();
+    finish_on(&Backend::Kernels, folder, job, store, threads)
+}
+
+fn finish_on(
+    backend: &Backend,
+    folder: &Path,
+    job: &TrialJob,
+    store: &Store,
+    threads: usize,
+) -> (Trained, Vec<u8>) {
+    let outcome = run_on(backend, folder, job, store, threads, None).unwrap();
     let TrainOutcome::Finished { trained, steps: 200, .. } = outcome else { panic!("{outcome:?}") };
     (*trained, fs::read(folder.join("metrics.jsonl")).unwrap())
 }
@@ -187,6 +209,17 @@ fn every_way_of_scaling_learns_the_planted_directions() {
                 // The last batch's, of the scaled rows: near the one of all rows, if the fold is right.
                 assert!((explained - logged).abs() < 0.05, "{mode:?}: {explained}, logged {logged}");
             }
+
+            // Candle tensors learn the same.
+            let folder = tempfile::tempdir().unwrap();
+            let backend = Backend::Tensors(Device::Cpu);
+            let (on_tensors, lines) = finish_on(&backend, folder.path(), &job, &store, 1);
+            let off = (self::explained(&on_tensors, &store) - explained).abs();
+            assert!(off < 1e-3, "{mode:?}, b_dec {b_dec}: {off}");
+            let last = String::from_utf8(lines).unwrap().lines().last().unwrap().to_owned();
+            let line: serde_json::Value = serde_json::from_str(&last).unwrap();
+            let off = (line["metrics/explained_variance"].as_f64().unwrap() - logged).abs();
+            assert!(off < 1e-3, "{mode:?}, b_dec {b_dec}: {off} logged");
         }
     }
 }
