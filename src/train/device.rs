@@ -57,12 +57,12 @@ pub fn cpu_only(sae: &SaeConfig, train: &TrainConfig) -> Option<String> {
 }
 
 /// What came of looking for a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
     /// It is there and can be opened.
     Found,
-    /// It is not there, or cannot be opened.
-    Absent,
+    /// It is not there, or cannot be opened: what the driver says, in one line.
+    Absent(String),
     /// This build cannot know: it lacks the cargo feature.
     NotBuilt,
 }
@@ -72,8 +72,7 @@ pub fn probe(kind: DeviceKind, index: usize) -> Probe {
     match kind {
         DeviceKind::Cpu => Probe::Found,
         kind if !is_built(kind) => Probe::NotBuilt,
-        kind if open_gpu(kind, index).is_ok() => Probe::Found,
-        _ => Probe::Absent,
+        kind => open_gpu(kind, index).map_or_else(Probe::Absent, |_device| Probe::Found),
     }
 }
 
@@ -106,7 +105,8 @@ fn open_gpu(kind: DeviceKind, index: usize) -> Result<Device, String> {
     let opened = panic::catch_unwind(open);
     panic::set_hook(hook);
     match opened {
-        Ok(opened) => opened.map_err(|error| error.to_string()),
+        // What follows the first line is a backtrace.
+        Ok(opened) => opened.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned()),
         Err(payload) => Err(match payload.downcast::<String>() {
             Ok(text) => *text,
             Err(_other) => "there is no such device, or no driver for it".to_owned(),
