@@ -137,6 +137,15 @@ mod tests {
         assert!(matches!(Backend::open(&slot(DeviceKind::Cpu)), Ok(Backend::Kernels)));
         for kind in [DeviceKind::Cuda, DeviceKind::Metal] {
             if is_built(kind) {
+                // Found or not: both say the same, and nothing panics.
+                match (probe(kind, 0), Backend::open(&slot(kind))) {
+                    (Probe::Found, Ok(Backend::Tensors(_))) => {}
+                    (Probe::Absent(problem), Err(error)) => {
+                        assert!(!problem.is_empty() && !problem.contains('\n'), "{problem}");
+                        assert!(error.to_string().ends_with(&problem), "{error}");
+                    }
+                    (probe, opened) => panic!("{probe:?} and {opened:?}"),
+                }
                 continue;
             }
             assert_eq!(probe(kind, 0), Probe::NotBuilt);
@@ -149,6 +158,17 @@ mod tests {
                      `cargo build --release --features {name}` builds it in"
                 )
             );
+        }
+    }
+
+    #[test]
+    fn the_command_that_builds_a_device_in_is_right() {
+        let manifest: toml::Table = include_str!("../../Cargo.toml").parse().unwrap();
+        for kind in [DeviceKind::Cuda, DeviceKind::Metal] {
+            let command = build_command(kind);
+            let (_, feature) = command.rsplit_once("--features ").unwrap();
+            let parts = manifest["features"][feature].as_array().unwrap();
+            assert!(parts.contains(&format!("candle-core/{}", kind.as_str()).into()), "{command}: {parts:?}");
         }
     }
 
