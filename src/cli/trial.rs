@@ -289,7 +289,30 @@ fn die_with_coordinator() -> bool {
         tracing::warn!("this trial may outlive its coordinator: {error}");
     }
     // It may have died before we asked.
+    if !is_child_of(coordinator) {
+        return false;
+    }
+    #[cfg(not(target_os = "linux"))]
+    die_after(coordinator);
+    true
+}
+
+fn is_child_of(coordinator: i32) -> bool {
     rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get() == coordinator)
+}
+
+/// Ends this process soon after its coordinator, where the system cannot be asked to.
+#[cfg(not(target_os = "linux"))]
+fn die_after(coordinator: i32) {
+    use rustix::process::{Signal, getpid, kill_process};
+    std::thread::spawn(move || {
+        while is_child_of(coordinator) {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        if let Err(error) = kill_process(getpid(), Signal::KILL) {
+            tracing::error!("this trial has outlived its coordinator: {error}");
+        }
+    });
 }
 
 /// A flag that SIGTERM and SIGINT set.

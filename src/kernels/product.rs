@@ -165,9 +165,10 @@ pub(super) fn pack_group(rows: &[&[f32]], d_in: usize, out: &mut [f32]) {
     for (row, &from) in all.iter_mut().zip(rows) {
         *row = &from[..d_in];
     }
-    let mut done = 0;
+    // Four columns at a time, as far as that goes.
+    let by_fours = if cfg!(target_arch = "x86_64") { d_in / 4 * 4 } else { 0 };
     #[cfg(target_arch = "x86_64")]
-    while done + 4 <= d_in {
+    for done in (0..by_fours).step_by(4) {
         use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
         let to = &mut out[done * GROUP..][..4 * GROUP];
         for first in [0, 4, 8] {
@@ -182,9 +183,8 @@ pub(super) fn pack_group(rows: &[&[f32]], d_in: usize, out: &mut [f32]) {
                 }
             }
         }
-        done += 4;
     }
-    for (k, group) in out.chunks_exact_mut(GROUP).enumerate().skip(done) {
+    for (k, group) in out.chunks_exact_mut(GROUP).enumerate().skip(by_fours) {
         for j in 0..GROUP {
             group[j] = all[j][k];
         }

@@ -143,7 +143,7 @@ fn gpus(
         let found = (0..MAX_GPUS).take_while(move |&index| probe(kind, index) == Probe::Found);
         found.map(move |index| SlotId { kind, index })
     };
-    let mut gpus = Vec::new();
+    let (mut gpus, mut missing) = (Vec::new(), Vec::new());
     for kind in GPU_KINDS.into_iter().filter(is_wanted) {
         let before = gpus.len();
         gpus.extend(of_kind(kind));
@@ -157,10 +157,25 @@ fn gpus(
                 Probe::NotBuilt => {
                     format!("this program was built without {name}; `{}` builds it in", build_command(kind))
                 }
-                _ => format!("this program was built with {name}, so look at the driver"),
+                Probe::Absent(problem) => {
+                    format!(
+                        "this program was built with {name}, so look at the driver, which says: {problem}"
+                    )
+                }
+                Probe::Found => format!("this program was built with {name}, so look at the driver"),
             };
             return Err(SlotError::Missing { kind, found: found.join(", "), help });
         }
+        // Whoever has built GPUs in counts on them.
+        if gpus.len() == before
+            && let Probe::Absent(problem) = probe(kind, 0)
+        {
+            let name = kind.as_str();
+            missing.push(format!("this program was built with {name}, but no such device opens: {problem}"));
+        }
+    }
+    if gpus.is_empty() {
+        notes.extend(missing.into_iter().map(|why| format!("trials run on the CPU: {why}")));
     }
     if let (Some(what), Some(gpu)) = (request.cpu_only, gpus.first()) {
         if !request.kinds.is_empty() {
@@ -204,7 +219,7 @@ mod tests {
     fn with_cuda(n: usize) -> impl Fn(DeviceKind, usize) -> Probe {
         move |kind, index| match kind {
             Cuda if index < n => Probe::Found,
-            Cuda => Probe::Absent,
+            Cuda => Probe::Absent("no device is detected".to_owned()),
             _ => Probe::NotBuilt,
         }
     }
@@ -284,7 +299,7 @@ mod tests {
         assert_eq!(
             error(&request, &with_cuda(0)),
             "`devices.use` names `cuda`, but there is no such device: found the CPU (2 cores); this program was \
-             built with cuda, so look at the driver"
+             built with cuda, so look at the driver, which says: no device is detected"
         );
         let request = SlotRequest { kinds: &[Metal], cores: 1, ..REQUEST };
         assert_eq!(
@@ -292,6 +307,22 @@ mod tests {
             "`devices.use` names `metal`, but there is no such device: found the CPU (1 core), 2 of kind `cuda`; \
              this program was built without metal; `cargo build --release --features metal` builds it in"
         );
+    }
+
+    #[test]
+    fn a_program_with_gpus_built_in_says_that_it_found_none() {
+        let plan = find_slots(&REQUEST, &with_cuda(0)).unwrap();
+        assert!(plan.slots.iter().all(|slot| slot.id.kind == Cpu));
+        assert_eq!(
+            plan.note.unwrap(),
+            "trials run on the CPU: this program was built with cuda, but no such device opens: \
+             no device is detected"
+        );
+        for quiet in [&SlotRequest { kinds: &[Cpu], ..REQUEST }, &REQUEST] {
+            assert_eq!(find_slots(quiet, &no_features).unwrap().note, None);
+        }
+        assert_eq!(find_slots(&SlotRequest { kinds: &[Cpu], ..REQUEST }, &with_cuda(0)).unwrap().note, None);
+        assert_eq!(find_slots(&REQUEST, &with_cuda(1)).unwrap().note, None);
     }
 
     #[test]

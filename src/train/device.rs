@@ -56,12 +56,12 @@ pub fn gpu_only(train: &TrainConfig) -> Option<String> {
 }
 
 /// What came of looking for a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
     /// It is there and can be opened.
     Found,
-    /// It is not there, or cannot be opened.
-    Absent,
+    /// It is not there, or cannot be opened: what the driver says, in one line.
+    Absent(String),
     /// This build cannot know: it lacks the cargo feature.
     NotBuilt,
 }
@@ -71,8 +71,7 @@ pub fn probe(kind: DeviceKind, index: usize) -> Probe {
     match kind {
         DeviceKind::Cpu => Probe::Found,
         kind if !is_built(kind) => Probe::NotBuilt,
-        kind if open_gpu(kind, index).is_ok() => Probe::Found,
-        _ => Probe::Absent,
+        kind => open_gpu(kind, index).map_or_else(Probe::Absent, |_device| Probe::Found),
     }
 }
 
@@ -105,7 +104,8 @@ fn open_gpu(kind: DeviceKind, index: usize) -> Result<Device, String> {
     let opened = panic::catch_unwind(open);
     panic::set_hook(hook);
     match opened {
-        Ok(opened) => opened.map_err(|error| error.to_string()),
+        // What follows the first line is a backtrace.
+        Ok(opened) => opened.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned()),
         Err(payload) => Err(match payload.downcast::<String>() {
             Ok(text) => *text,
             Err(_other) => "there is no such device, or no driver for it".to_owned(),
@@ -136,6 +136,15 @@ mod tests {
         assert!(matches!(Backend::open(&slot(DeviceKind::Cpu)), Ok(Backend::Kernels)));
         for kind in [DeviceKind::Cuda, DeviceKind::Metal] {
             if is_built(kind) {
+                // Found or not: both say the same, and nothing panics.
+                match (probe(kind, 0), Backend::open(&slot(kind))) {
+                    (Probe::Found, Ok(Backend::Tensors(_))) => {}
+                    (Probe::Absent(problem), Err(error)) => {
+                        assert!(!problem.is_empty() && !problem.contains('\n'), "{problem}");
+                        assert!(error.to_string().ends_with(&problem), "{error}");
+                    }
+                    (probe, opened) => panic!("{probe:?} and {opened:?}"),
+                }
                 continue;
             }
             assert_eq!(probe(kind, 0), Probe::NotBuilt);
@@ -148,6 +157,17 @@ mod tests {
                      `cargo build --release --features {name}` builds it in"
                 )
             );
+        }
+    }
+
+    #[test]
+    fn the_command_that_builds_a_device_in_is_right() {
+        let manifest: toml::Table = include_str!("../../Cargo.toml").parse().unwrap();
+        for kind in [DeviceKind::Cuda, DeviceKind::Metal] {
+            let command = build_command(kind);
+            let (_, feature) = command.rsplit_once("--features ").unwrap();
+            let parts = manifest["features"][feature].as_array().unwrap();
+            assert!(parts.contains(&format!("candle-core/{}", kind.as_str()).into()), "{command}: {parts:?}");
         }
     }
 
