@@ -65,6 +65,7 @@ fn peak(series: &RecoverySeries, with_true_l0: bool) -> Option<Value> {
         l0 => l0(peak.best.l0),
         true_l0 => text::metric_value("true_l0", series.true_l0),
         times => format!("{:.2}", peak.best.l0 / series.true_l0),
+        tie => text::metric_difference("recovered_share", peak.tie),
         from => l0(peak.from),
         to => l0(peak.to),
         is_range => peak.to > peak.from,
@@ -127,8 +128,8 @@ mod tests {
             trial.metrics.insert("recovered_share".to_owned(), share);
         }
         insta::assert_snapshot!(sentences(&markdown(&run)), @r"
-        - **standard**: 99.0 % at L0 8.00, 1.00 times the true L0; within one percentage point of that from L0 4.00 to 15.0, the true L0 among them.
-        - **topk**: 99.0 % at L0 8.00, 1.00 times the true L0; within one percentage point of that from L0 4.00 to 15.0, the true L0 among them.
+        - **standard**: 99.0 % at L0 8.00, 1.00 times the true L0; no more than 1.0 % less from L0 4.00 to 15.0, the true L0 among them.
+        - **topk**: 99.0 % at L0 8.00, 1.00 times the true L0; no more than 1.0 % less from L0 4.00 to 15.0, the true L0 among them.
         ");
     }
 }

@@ -20,7 +20,7 @@ pub(crate) mod samples;
 
 pub use effects::{AxisEffect, AxisKind, Closest, Edge, Level, LevelRange, Side, axis_effects};
 pub use frontier::{FRONTIER_METRICS, Frontier, FrontierPoint, frontiers, pareto};
-pub use recovery::{PeakPlace, RECOVERY_TIE, RecoveryPeak, RecoveryPoint, RecoverySeries, recovery_series};
+pub use recovery::{PeakPlace, RecoveryPeak, RecoveryPoint, RecoverySeries, recovery_series};
 pub use run_data::{
     CurvePoint, DENSITY_BIN_WIDTH, DENSITY_START, HostInfo, Objective, Outcome, RunData, StoreLine, TrialRow,
 };

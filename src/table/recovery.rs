@@ -4,13 +4,13 @@
 use super::{
     RunData, TrialRow,
     settings::is_sparsity_key,
-    summary::{setting_groups, spread},
+    summary::{Spread, setting_groups, spread},
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Shares that differ by no more than this count as equal when it is told where recovery is best.
-pub const RECOVERY_TIE: f64 = 0.01;
+/// Shares that differ by no more than this, or than seeds of one choice do, count as equal.
+const LEAST_TIE: f64 = 0.01;
 /// An L0 within this factor of the true one is the true one.
 const SAME_L0: f64 = 1.05;
 
@@ -25,6 +25,9 @@ pub struct RecoverySeries {
     pub points: Vec<RecoveryPoint>,
     /// The other choices.
     pub others: Vec<RecoveryPoint>,
+    /// Standard deviation of `recovered_share` between seeds of one choice, pooled over choices; nothing without
+    /// repeats.
+    pub noise: Option<f64>,
 }
 
 /// One choice of settings; means over its seeds.
@@ -43,7 +46,10 @@ pub struct RecoveryPoint {
 pub struct RecoveryPeak {
     /// The point that recovered most; of equal ones that of larger MMCS.
     pub best: RecoveryPoint,
-    /// Least and greatest L0 of the points within [`RECOVERY_TIE`] of it.
+    /// Shares within this of the best count as equal to it: one percentage point or, where that is more, the standard
+    /// deviation between seeds.
+    pub tie: f64,
+    /// Least and greatest L0 of the points that count as equal to the best.
     pub from: f64,
     /// See `from`.
     pub to: f64,
@@ -71,7 +77,8 @@ impl RecoverySeries {
             a.share.total_cmp(&b.share).then(a.mmcs.total_cmp(&b.mmcs)).then(b.l0.total_cmp(&a.l0))
         };
         let best = *self.points.iter().max_by(better)?;
-        let is_tie = |point: &RecoveryPoint| point.share >= best.share - RECOVERY_TIE - 1e-12;
+        let tie = self.noise.unwrap_or(0.0).max(LEAST_TIE);
+        let is_tie = |point: &RecoveryPoint| point.share >= best.share - tie - 1e-12;
         let first = self.points.iter().position(is_tie)?;
         let last = self.points.iter().rposition(is_tie)?;
         let (from, to) = (self.points[first].l0, self.points[last].l0);
@@ -82,13 +89,23 @@ impl RecoverySeries {
         } else {
             PeakPlace::AtTruth
         };
-        Some(RecoveryPeak { best, from, to, place, at_end: first == 0 || last + 1 == self.points.len() })
+        Some(RecoveryPeak { best, tie, from, to, place, at_end: first == 0 || last + 1 == self.points.len() })
     }
+}
+
+/// What is gathered of one architecture.
+#[derive(Debug, Default)]
+struct Gathered {
+    /// By sparsity.
+    choices: BTreeMap<String, Vec<RecoveryPoint>>,
+    /// Squared deviations of shares from their choice's mean, and degrees of freedom.
+    squares: f64,
+    freedom: usize,
 }
 
 /// The series of a run, by architecture, then true L0; none where no finished trial knows its true features.
 pub fn recovery_series(run: &RunData) -> Vec<RecoverySeries> {
-    let mut series: BTreeMap<(String, u64), BTreeMap<String, Vec<RecoveryPoint>>> = BTreeMap::new();
+    let mut series: BTreeMap<(String, u64), Gathered> = BTreeMap::new();
     for trials in setting_groups(run) {
         let Some((true_l0, point)) = point(&trials) else { continue };
         let settings = &trials[0].settings;
@@ -98,24 +115,33 @@ pub fn recovery_series(run: &RunData) -> Vec<RecoverySeries> {
             .filter(|key| is_sparsity_key(key))
             .map(|key| settings.get(key).unwrap_or(&Value::Null))
             .collect();
-        let choices = series.entry((architecture.to_owned(), true_l0.to_bits())).or_default();
-        choices.entry(format!("{sparsity:?}")).or_default().push(point);
+        let gathered = series.entry((architecture.to_owned(), true_l0.to_bits())).or_default();
+        gathered.choices.entry(format!("{sparsity:?}")).or_default().push(point);
+        if let Some(Spread { n, sd: Some(sd), .. }) = spread(trials, "recovered_share") {
+            gathered.squares += sd * sd * (n - 1) as f64;
+            gathered.freedom += n - 1;
+        }
     }
-    let by_l0 = |points: &mut Vec<RecoveryPoint>| points.sort_by(|a, b| a.l0.total_cmp(&b.l0));
     series
         .into_iter()
-        .map(|((architecture, true_l0), choices)| {
-            let (mut points, mut others) = (Vec::new(), Vec::new());
-            for mut choice in choices.into_values() {
-                choice.sort_by(|a, b| b.share.total_cmp(&a.share).then(b.mmcs.total_cmp(&a.mmcs)));
-                points.push(choice.remove(0));
-                others.append(&mut choice);
-            }
-            by_l0(&mut points);
-            by_l0(&mut others);
-            RecoverySeries { architecture, true_l0: f64::from_bits(true_l0), points, others }
-        })
+        .map(|((architecture, true_l0), gathered)| gathered.series(architecture, f64::from_bits(true_l0)))
         .collect()
+}
+
+impl Gathered {
+    fn series(self, architecture: String, true_l0: f64) -> RecoverySeries {
+        let (mut points, mut others) = (Vec::new(), Vec::new());
+        for mut choice in self.choices.into_values() {
+            choice.sort_by(|a, b| b.share.total_cmp(&a.share).then(b.mmcs.total_cmp(&a.mmcs)));
+            points.push(choice.remove(0));
+            others.append(&mut choice);
+        }
+        for points in [&mut points, &mut others] {
+            points.sort_by(|a, b| a.l0.total_cmp(&b.l0));
+        }
+        let noise = (self.freedom > 0).then(|| (self.squares / self.freedom as f64).sqrt());
+        RecoverySeries { architecture, true_l0, points, others, noise }
+    }
 }
 
 /// True L0 and means of one choice's finished trials.
@@ -137,7 +163,13 @@ mod tests {
 
     fn series(points: &[(f64, f64)]) -> RecoverySeries {
         let points = points.iter().map(|&(l0, share)| RecoveryPoint { l0, share, mmcs: share }).collect();
-        RecoverySeries { architecture: "topk".to_owned(), true_l0: 8.0, points, others: Vec::new() }
+        RecoverySeries {
+            architecture: "topk".to_owned(),
+            true_l0: 8.0,
+            points,
+            others: Vec::new(),
+            noise: None,
+        }
     }
 
     fn place(points: &[(f64, f64)]) -> (f64, f64, PeakPlace, bool) {
@@ -155,6 +187,10 @@ mod tests {
         // Equally good on both sides, and worse between: the range is what is good.
         assert_eq!(place(&[(6.0, 0.9), (8.0, 0.2), (12.0, 0.9), (16.0, 0.1)]), (6.0, 12.0, AtTruth, true));
         assert_eq!(series(&[]).peak(), None);
+        // What lies within the spread between seeds is no difference.
+        let noisy = RecoverySeries { noise: Some(0.05), ..series(&[(6.0, 0.93), (8.0, 0.89), (12.0, 0.5)]) };
+        let peak = noisy.peak().unwrap();
+        assert_eq!((peak.tie, peak.from, peak.to, peak.place), (0.05, 6.0, 8.0, AtTruth));
     }
 
     #[test]
@@ -169,6 +205,8 @@ mod tests {
             assert!(series.points.is_sorted_by(|a, b| a.l0 < b.l0));
             let best = |points: &[RecoveryPoint]| points.iter().map(|p| p.share).fold(0.0, f64::max);
             assert!(best(&series.points) > best(&series.others));
+            // Two seeds, 0.002 apart: their standard deviation is that over the root of 2.
+            assert!((series.noise.unwrap() - 0.002 / 2.0_f64.sqrt()).abs() < 1e-4, "{:?}", series.noise);
         }
         for trial in &mut run.trials {
             trial.metrics.remove("true_l0");
@@ -189,7 +227,7 @@ mod tests {
             prop_assert!(peak.from <= peak.best.l0 && peak.best.l0 <= peak.to);
             let outside = |point: &&RecoveryPoint| point.l0 < peak.from || point.l0 > peak.to;
             for point in series.points.iter().filter(outside) {
-                prop_assert!(point.share < peak.best.share - RECOVERY_TIE);
+                prop_assert!(point.share < peak.best.share - LEAST_TIE);
             }
         }
     }
