@@ -106,8 +106,9 @@ impl Golden {
 }
 
 /// The case whose sparsity loss is infinitely steep at 0: rounding of latents that are almost 0 is magnified, in SAELens
-/// as here, so that this part of the loss (a four-hundredth of it) is known to no more than 1e-5 or so.
-/// [`steep_losses_are_as_exact_as_theirs`] holds it to what is exact.
+/// as here, so that this part of the loss (a four-hundredth of it) is known to no more than 5e-5.
+/// [`steep_losses_are_as_exact_as_theirs`] holds it
+/// against float64.
 const STEEP: &str = "standard_lp_below_1";
 
 fn loss_tolerance(name: &str, key: &str) -> f64 {
@@ -248,8 +249,8 @@ fn table_of_equality() {
     assert_eq!(rows.len(), 9, "eight architectures, and one loss that is steep at 0");
 }
 
-/// Where the loss is steep, SAELens itself is not within 1e-5 of its own trajectory in f64, nor of the one in which the
-/// rows of each batch are permuted. Ours is no further from the exact one than theirs.
+/// Where the loss is steep, SAELens itself is not within 1e-5 of its own trajectory in f64, whichever way rows and
+/// dimensions are permuted. Ours is as close to it as theirs are; twice their worst is left to other processors.
 #[test]
 fn steep_losses_are_as_exact_as_theirs() {
     let golden = Golden::load();
@@ -277,11 +278,14 @@ fn steep_losses_are_as_exact_as_theirs() {
         };
         let ours = worst(&|step| ours[step][key]);
         let theirs = worst(&|step| case["lines"][key][step].as_f64().unwrap());
-        let permuted = worst(&|step| case["losses_of_permuted_rows"][key][step].as_f64().unwrap());
-        println!("{key}, from f64: ours {ours:.1e}, theirs {theirs:.1e}, theirs permuted {permuted:.1e}");
-        assert!(ours < LOSS_TOLERANCE.max(1.1 * theirs.max(permuted)), "{key}");
+        let permuted: Vec<f64> = serde_json::from_value(case["permuted_runs_off_by"][key].clone()).unwrap();
+        let (least, most) = permuted.iter().fold((f64::MAX, 0.0_f64), |(l, m), x| (l.min(*x), m.max(*x)));
+        println!(
+            "{key}, from f64: ours {ours:.1e}, theirs {theirs:.1e}, theirs permuted {least:.1e} to {most:.1e}"
+        );
+        assert!(ours < LOSS_TOLERANCE.max(2.0 * most), "{key}");
         if key == "losses/l1_loss" {
-            assert!(theirs > LOSS_TOLERANCE && permuted > LOSS_TOLERANCE, "nothing to excuse any more");
+            assert!(theirs.min(least) > LOSS_TOLERANCE, "nothing to excuse any more");
         }
     }
 }
