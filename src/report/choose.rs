@@ -66,10 +66,15 @@ impl Encoding {
         Self { colour, shape, labels }
     }
 
-    /// For curves: colour by the first varied numeric setting.
+    /// For curves: colour by the first varied numeric setting, as far as there is one that all trials have.
     pub(super) fn of_curves(run: &RunData) -> Self {
         let settings = varied_settings(run);
-        let colour = settings.iter().find(|shown| shown.axis.is_some()).or_else(|| settings.first()).cloned();
+        let all_have_it = || settings.iter().filter(|shown| !shown.partial);
+        let colour = all_have_it()
+            .find(|shown| shown.axis.is_some())
+            .or_else(|| all_have_it().next())
+            .or_else(|| settings.first())
+            .cloned();
         Self { colour, shape: None, labels: Vec::new() }
     }
 
@@ -228,6 +233,14 @@ mod tests {
     fn seeds_get_no_colour() {
         let encoding = Encoding::of_curves(&samples::repeats_run());
         assert_eq!(encoding.colour.as_ref().unwrap().key, "sae.l1_coefficient");
+    }
+
+    #[test]
+    fn curves_are_not_coloured_by_what_some_trials_lack() {
+        let mut run = samples::toy_run();
+        assert_eq!(Encoding::of_curves(&run).colour.unwrap().key, "train.lr");
+        run.varied_keys.retain(|key| key != "train.lr");
+        assert_eq!(Encoding::of_curves(&run).colour.unwrap().key, "sae.architecture");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! All that a template gets. The comment at the top of `templates/report.md` describes it for users; keep
 //! both the same.
 
-use super::{axes, failures, figures, plot::PlotError, ranking, sections, text};
-use crate::table::{RunData, Tables};
+use super::{axes, failures, figures, plot::PlotError, ranking, sections, text, truth};
+use crate::metric::{Needs, metric};
+use crate::table::{RunData, Tables, recovery_series};
 use minijinja::{Value, context};
 
 /// Figures by file name, in the order of the report.
@@ -18,8 +19,12 @@ pub(super) fn context(run: &RunData, tables: &Tables) -> Result<(Value, Figures)
             path
         })
     };
+    let series = recovery_series(run);
+    let recovery = keep("recovery.svg".to_owned(), figures::recovery_figure(&series)?);
     let mut frontiers: Vec<Value> = Vec::new();
-    for frontier in &tables.frontiers {
+    // Recovery rises and falls with L0; it has a figure of its own.
+    let is_fidelity = |name| metric(name).is_some_and(|metric| metric.needs != Needs::Truth);
+    for frontier in tables.frontiers.iter().filter(|frontier| is_fidelity(frontier.metric)) {
         let name = format!("frontier-{}.svg", frontier.metric);
         let figure = keep(name, figures::frontier_figure(run, frontier)?);
         let title = text::metric_title(frontier.metric);
@@ -53,7 +58,7 @@ pub(super) fn context(run: &RunData, tables: &Tables) -> Result<(Value, Figures)
         notes => run.notes.clone(),
         outcomes => sections::outcomes(run),
         axes => sections::axis_lines(run, &tables.effects),
-        truth => sections::truth(run),
+        truth => truth::truth(run, &series, recovery),
         stores => sections::stores(run),
         host => context! {
             cpu => run.host.cpu.clone(),

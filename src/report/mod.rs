@@ -13,6 +13,7 @@ mod ranking;
 mod render;
 mod sections;
 mod text;
+mod truth;
 
 #[cfg(test)]
 mod snapshots;

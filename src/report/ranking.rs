@@ -110,6 +110,9 @@ fn noise(run: &RunData, ranked: &[SettingGroup<'_>]) -> Option<String> {
 fn trial_value(run: &RunData, trial: &TrialRow) -> Value {
     let metric = |name: &str| trial.metric(name).map(|value| text::metric_value(name, value));
     let snippet = trial.snippet.trim_end();
+    // A transcoder that keeps the k largest has no class there.
+    let setting = |key: &str| trial.settings.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let in_sae_lens = setting("model.hook_out").is_empty() || setting("sae.architecture") != "topk";
     context! {
         id => trial.id.0.clone(),
         objective => metric(&run.objective.metric),
@@ -117,6 +120,7 @@ fn trial_value(run: &RunData, trial: &TrialRow) -> Value {
         snippet => (!snippet.is_empty()).then_some(snippet),
         fence => text::fence(snippet),
         folder => format!("{}/trials/{}", run.folder, trial.id.0),
+        in_sae_lens => in_sae_lens,
     }
 }
 

@@ -86,6 +86,22 @@ mod tests {
     }
 
     #[test]
+    fn python_is_shown_where_sae_lens_opens_the_best() {
+        let shown = |settings: &[(&str, &str)]| {
+            let mut run = samples::grid_run();
+            for trial in &mut run.trials {
+                trial
+                    .settings
+                    .extend(settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())));
+            }
+            report(&run, &Tables::of(&run), None).unwrap().markdown.contains("SAE.load_from_disk")
+        };
+        assert!(shown(&[]) && shown(&[("sae.architecture", "topk")]));
+        assert!(shown(&[("model.hook_out", "blocks.0.hook_mlp_out")]));
+        assert!(!shown(&[("model.hook_out", "blocks.0.hook_mlp_out"), ("sae.architecture", "topk")]));
+    }
+
+    #[test]
     fn a_faulty_template_names_its_line() {
         let run = samples::grid_run();
         for template in ["a\n{{ nonsense }}", "a\n{% if %}"] {

@@ -3,7 +3,6 @@
 
 use super::{
     axes::{goal_words, level_words},
-    choose::spread_over,
     ranking::setting_column,
     text::{self, TextTable},
 };
@@ -117,55 +116,6 @@ pub(super) fn dead(run: &RunData) -> Option<Value> {
         window => (windows.len() == 1).then(|| windows.first().cloned()),
         shown => many.min(MAX_DEAD_ROWS),
         table => (!table.is_empty()).then(|| table.to_value()),
-    })
-}
-
-/// Trials listed against the true features.
-const MAX_TRUTH_ROWS: usize = 24;
-
-/// How trials stand against the features that their data were made from, by rising L0; `None` where none are
-/// known.
-pub(super) fn truth(run: &RunData) -> Option<Value> {
-    let mut trials: Vec<(&TrialRow, f64)> = run
-        .trials
-        .iter()
-        .filter(|trial| trial.metric("true_l0").is_some() && trial.metric("recovered_share").is_some())
-        .filter_map(|trial| Some((trial, trial.metric("l0")?)))
-        .collect();
-    trials.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.index.cmp(&b.0.index)));
-    let share = |trial: &TrialRow| trial.metric("recovered_share").unwrap_or(f64::NEG_INFINITY);
-    let (best, best_l0) =
-        *trials.iter().max_by(|a, b| share(a.0).total_cmp(&share(b.0)).then(b.1.total_cmp(&a.1)))?;
-    let mut columns = vec!["l0", "recovered_share", "mmcs", "uniqueness"];
-    let true_l0 = run.true_l0();
-    if true_l0.len() > 1 {
-        columns.insert(1, "true_l0");
-    }
-    let mut table = TextTable::default().left("trial");
-    for name in &columns {
-        table = table.right(text::metric_title(name));
-    }
-    for key in &run.varied_keys {
-        table = setting_column(table, run, key);
-    }
-    for place in spread_over(trials.len(), MAX_TRUTH_ROWS) {
-        let trial = trials[place].0;
-        let mut cells = vec![text::code(&trial.id.0)];
-        cells.extend(columns.iter().map(|name| text::metric_or_dash(name, trial.metric(name))));
-        cells.extend(run.varied_keys.iter().map(|key| text::escape(&text::setting(trial.settings.get(key)))));
-        table.row(cells);
-    }
-    let words: Vec<String> = true_l0.iter().map(|l0| text::metric_value("true_l0", *l0)).collect();
-    Some(context! {
-        l0 => words.join(" or "),
-        best => context! {
-            id => best.id.0.clone(),
-            share => text::metric_or_dash("recovered_share", best.metric("recovered_share")),
-            l0 => text::metric_value("l0", best_l0),
-        },
-        shown => trials.len().min(MAX_TRUTH_ROWS),
-        total => trials.len(),
-        table => table.to_value(),
     })
 }
 

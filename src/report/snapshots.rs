@@ -75,6 +75,13 @@ fn any_part_may_be_missing() {
         }
         runs.push(run);
     }
+    for missing in ["l0", "true_l0", "recovered_share", "mmcs"] {
+        let mut run = samples::toy_run();
+        for trial in &mut run.trials {
+            trial.metrics.remove(missing);
+        }
+        runs.push(run);
+    }
     let mut dead = samples::grid_run();
     for trial in &mut dead.trials {
         trial.metrics.insert("l0".to_owned(), 0.0);

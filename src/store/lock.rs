@@ -88,6 +88,16 @@ impl StoreLock {
     }
 }
 
+impl Drop for StoreLock {
+    /// Unlocks, which closing the file alone does not do while anybody has a copy of it: a process that is being
+    /// started by another thread has one until it runs its own program.
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::debug!("cannot unlock `{}`: {error}", self.path.display());
+        }
+    }
+}
+
 /// Shares the lock of a store with other users and notes the use.
 pub(super) fn share(stores: &Path, key: &str) -> Result<UseGuard, StoreError> {
     match StoreLock::take(stores, key, Mode::Shared, Patience::Wait) {
@@ -110,7 +120,16 @@ pub(super) fn share(stores: &Path, key: &str) -> Result<UseGuard, StoreError> {
 /// Whether anybody holds the lock. The answer may be out of date when it arrives: for display only.
 pub(super) fn is_held(stores: &Path, key: &str) -> bool {
     let Ok(file) = File::open(lock_path(stores, key)) else { return false };
-    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+    match file.try_lock() {
+        Ok(()) => {
+            // Not left to closing the file, for the reason that a lock's `drop` has.
+            if let Err(error) = file.unlock() {
+                tracing::debug!("cannot unlock the lock of store {key}: {error}");
+            }
+            false
+        }
+        Err(error) => matches!(error, TryLockError::WouldBlock),
+    }
 }
 
 fn lock(file: &File, mode: Mode, patience: Patience) -> std::io::Result<bool> {
@@ -169,6 +188,19 @@ mod tests {
         assert!(take(dir.path(), Mode::Alone).is_none());
         drop((first, second));
         assert!(take(dir.path(), Mode::Alone).is_some());
+    }
+
+    /// A process being started holds copies of all open files until it runs its own program.
+    #[test]
+    fn a_copy_of_the_file_does_not_keep_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = take(dir.path(), Mode::Alone).unwrap();
+        let copy = held.file.try_clone().unwrap();
+        assert!(take(dir.path(), Mode::Shared).is_none());
+        drop(held);
+        assert!(!is_held(dir.path(), KEY));
+        assert!(take(dir.path(), Mode::Alone).is_some());
+        drop(copy);
     }
 
     #[test]

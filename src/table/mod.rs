@@ -7,6 +7,7 @@
 mod effects;
 mod frames;
 mod frontier;
+mod recovery;
 mod run_data;
 mod settings;
 mod summary;
@@ -19,6 +20,7 @@ pub(crate) mod samples;
 
 pub use effects::{AxisEffect, AxisKind, Closest, Edge, Level, LevelRange, Side, axis_effects};
 pub use frontier::{FRONTIER_METRICS, Frontier, FrontierPoint, frontiers, pareto};
+pub use recovery::{PeakPlace, RecoveryPeak, RecoveryPoint, RecoverySeries, recovery_series};
 pub use run_data::{
     CurvePoint, DENSITY_BIN_WIDTH, DENSITY_START, HostInfo, Objective, Outcome, RunData, StoreLine, TrialRow,
 };

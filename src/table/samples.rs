@@ -55,6 +55,35 @@ pub(crate) fn random_run(n: usize) -> RunData {
     run
 }
 
+/// Toy data with 8 true features in a row: standard and TopK at five sparsities, two learning rates and two seeds.
+pub(crate) fn toy_run() -> RunData {
+    let keys = ["sae.architecture", "sae.l1_coefficient", "sae.k", "train.lr", "train.seed"];
+    let mut run = empty_run("toy", &keys);
+    run.objective.metric = "recovered_share".to_owned();
+    for topk in [false, true] {
+        for l1 in [90.0, 45.0, 22.5, 12.0, 6.0] {
+            for (lr, seed) in [(3e-3, 42), (3e-3, 43), (1e-2, 42), (1e-2, 43)] {
+                let index = run.trials.len();
+                let mut trial = trial(index, Choice { l1, lr, d_sae: 64, seed, topk });
+                let l0 = 180.0 / l1;
+                let share =
+                    (1.0 - (l0 / 8.0_f64).ln().powi(2)).max(0.0) - 5.0 * lr - 0.002 * (seed - 42) as f64;
+                for name in
+                    ["ce_loss_score", "ce_loss_with_sae", "ce_loss_with_ablation", "ce_loss_without_sae"]
+                {
+                    trial.metrics.remove(name);
+                }
+                let known =
+                    [("l0", l0), ("true_l0", 8.0), ("recovered_share", share), ("mmcs", 0.5 + 0.5 * share)];
+                trial.metrics.extend(known.map(|(name, value)| (name.to_owned(), value)));
+                trial.metrics.insert("uniqueness".to_owned(), 0.9);
+                run.trials.push(trial);
+            }
+        }
+    }
+    run
+}
+
 fn empty_run(name: &str, varied_keys: &[&str]) -> RunData {
     RunData {
         name: name.to_owned(),

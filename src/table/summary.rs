@@ -49,14 +49,8 @@ pub fn spread<'a>(trials: impl IntoIterator<Item = &'a TrialRow>, metric: &str) 
 /// Groups of trials that differ in seeds alone, ranked by their mean objective, best first. Groups without
 /// a finite objective are left out.
 pub fn ranked_groups(run: &RunData) -> Vec<SettingGroup<'_>> {
-    let mut groups: BTreeMap<String, Vec<&TrialRow>> = BTreeMap::new();
-    for trial in &run.trials {
-        let choice: Vec<&Value> =
-            run.axis_keys().map(|key| trial.settings.get(key).unwrap_or(&Value::Null)).collect();
-        groups.entry(format!("{choice:?}")).or_default().push(trial);
-    }
-    let mut ranked: Vec<SettingGroup<'_>> = groups
-        .into_values()
+    let mut ranked: Vec<SettingGroup<'_>> = setting_groups(run)
+        .into_iter()
         .filter_map(|trials| {
             let objective = spread(trials.iter().copied(), &run.objective.metric)?;
             Some(SettingGroup { trials, objective })
@@ -66,6 +60,17 @@ pub fn ranked_groups(run: &RunData) -> Vec<SettingGroup<'_>> {
         better_first(run, a.objective.mean, b.objective.mean).then(a.trials[0].index.cmp(&b.trials[0].index))
     });
     ranked
+}
+
+/// Trials that differ in seeds alone stand together, in plan order.
+pub(super) fn setting_groups(run: &RunData) -> Vec<Vec<&TrialRow>> {
+    let mut groups: BTreeMap<String, Vec<&TrialRow>> = BTreeMap::new();
+    for trial in &run.trials {
+        let choice: Vec<&Value> =
+            run.axis_keys().map(|key| trial.settings.get(key).unwrap_or(&Value::Null)).collect();
+        groups.entry(format!("{choice:?}")).or_default().push(trial);
+    }
+    groups.into_values().collect()
 }
 
 fn better_first(run: &RunData, a: f64, b: f64) -> Ordering {

@@ -1,6 +1,9 @@
 //! Model + data → store, with tiny models.
 
-use super::small_trial::{data_of, model_of, small_trial};
+use super::{
+    small_harvest::{hooked_trial, numbers, stories},
+    small_trial::{data_of, model_of},
+};
 use candle_core::{Device, Tensor};
 use saesweep::{
     data::{Encode, Packed, pack},
@@ -21,29 +24,6 @@ use std::{
 
 fn model_folder(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/model")).join(name)
-}
-
-fn config(hook: &str) -> TrialConfig {
-    let mut config = small_trial();
-    model_of(&mut config).hook = hook.to_owned();
-    let data = data_of(&mut config);
-    data.context_size = 10;
-    (data.eval_fraction, data.eval_max_tokens) = (0.2, 60);
-    config.store.tokens = 205;
-    config
-}
-
-/// Stories of different lengths.
-fn stories(folder: &Path) -> Vec<PathBuf> {
-    let words = ["the cat", "a dog", "sat", "ran away", "and", "then", "was happy", "in the garden", "once"];
-    let story = |i: usize| -> String {
-        let word = |j: usize| words[(i * 7 + j * (i % 4 + 1)) % words.len()];
-        (0..4 + i % 13).map(word).collect::<Vec<_>>().join(" ")
-    };
-    let lines: String = (0..40).map(|i| serde_json::json!({"text": story(i)}).to_string() + "\n").collect();
-    let file = folder.join("stories.jsonl");
-    fs::write(&file, lines).unwrap();
-    vec![file]
 }
 
 fn quietly(_: HarvestProgress) -> ControlFlow<()> {
@@ -77,10 +57,6 @@ fn packed(model: &Model, files: &[PathBuf], cfg: &TrialConfig) -> Packed {
     pack(files, data, wanted, Some(&encode), model.config().vocab_size).unwrap()
 }
 
-fn numbers(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
 /// Rows as bits, sorted, so that two orders of the same rows are equal.
 fn sorted_rows(rows: &[f32], width: usize) -> Vec<Vec<u32>> {
     let mut rows: Vec<Vec<u32>> =
@@ -104,7 +80,7 @@ fn store_holds_the_activations_of_the_packed_data() {
         ("qwen2", "blocks.0.attn.hook_z"),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let (files, cfg) = (stories(folder.path()), config(hook));
+        let (files, cfg) = (stories(folder.path()), hooked_trial(hook, ""));
         let stores = folder.path().join("stores");
         let (key, dir) = ensure_store(&stores, &model_folder(family), &files, &cfg, &mut quietly).unwrap();
         assert_eq!(key, store_identity(&model_folder(family), &files, &cfg).unwrap().key());
@@ -172,7 +148,7 @@ fn files_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 fn stopped_build_goes_on_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (files, cfg, model) =
-        (stories(folder.path()), config("blocks.0.hook_mlp_out"), model_folder("gpt_neo"));
+        (stories(folder.path()), hooked_trial("blocks.0.hook_mlp_out", ""), model_folder("gpt_neo"));
     let mut calls = Vec::new();
     let mut count = |progress: HarvestProgress| {
         calls.push(progress);
@@ -224,7 +200,8 @@ fn stopped_build_goes_on_to_the_same_bytes() {
 #[test]
 fn store_that_is_there_is_not_built_again() {
     let folder = tempfile::tempdir().unwrap();
-    let (files, mut cfg, model) = (stories(folder.path()), config("hook_embed"), model_folder("llama"));
+    let (files, mut cfg, model) =
+        (stories(folder.path()), hooked_trial("hook_embed", ""), model_folder("llama"));
     let stores = folder.path().join("stores");
     let first = ensure_store(&stores, &model, &files, &cfg, &mut quietly).unwrap();
     let mut phases = Vec::new();
@@ -246,7 +223,7 @@ fn store_that_is_there_is_not_built_again() {
 #[test]
 fn identity_names_everything_that_makes_a_store() {
     let folder = tempfile::tempdir().unwrap();
-    let (files, cfg, model) = (stories(folder.path()), config("hook_embed"), model_folder("llama"));
+    let (files, cfg, model) = (stories(folder.path()), hooked_trial("hook_embed", ""), model_folder("llama"));
     let key =
         |model: &Path, files: &[PathBuf], cfg: &TrialConfig| store_identity(model, files, cfg).unwrap().key();
     let mut keys = vec![key(&model, &files, &cfg), key(&model_folder("qwen2"), &files, &cfg)];
@@ -285,7 +262,8 @@ fn identity_names_everything_that_makes_a_store() {
 #[test]
 fn what_cannot_be_harvested_is_said_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
-    let (files, cfg, model) = (stories(folder.path()), config("hook_embed"), model_folder("gpt_neo"));
+    let (files, cfg, model) =
+        (stories(folder.path()), hooked_trial("hook_embed", ""), model_folder("gpt_neo"));
     let stores = folder.path().join("stores");
     let check = |model: &Path, files: &[PathBuf], cfg: &TrialConfig, expected: &[&str]| {
         let error = ensure_store(&stores, model, files, cfg, &mut quietly).unwrap_err().to_string();
@@ -299,7 +277,7 @@ fn what_cannot_be_harvested_is_said_before_anything_is_written() {
     check(
         &model,
         &files,
-        &config("blocks.0.hook_mlp_oot"),
+        &hooked_trial("blocks.0.hook_mlp_oot", ""),
         &["no hook `blocks.0.hook_mlp_oot`", "blocks.0.hook_mlp_out"],
     );
     let mut long = cfg.clone();
@@ -340,7 +318,7 @@ fn tokenised_data_needs_no_tokenizer() {
         .collect();
     let file = folder.path().join("tokens.jsonl");
     fs::write(&file, lines).unwrap();
-    let cfg = config("blocks.0.hook_resid_mid");
+    let cfg = hooked_trial("blocks.0.hook_resid_mid", "");
     let stores = folder.path().join("stores");
     let (key, _) = ensure_store(&stores, &bare, &[file], &cfg, &mut quietly).unwrap();
     let store = Store::open(&stores, &key).unwrap();

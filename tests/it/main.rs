@@ -18,6 +18,8 @@ mod run_from_hub;
 mod sae_exchange;
 mod sae_format;
 mod sched_processes;
+mod small_harvest;
+mod small_sae;
 mod small_trial;
 mod spec_errors;
 mod store;

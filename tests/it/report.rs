@@ -24,22 +24,21 @@ fn a_report_is_rebuilt_from_the_same_data_byte_for_byte() {
 
 #[test]
 fn figures_are_whole_and_their_text_is_text() {
-    let run = samples::random_run(50);
-    let report = report(&run, &Tables::of(&run), None).unwrap();
-    let names: Vec<&str> = report.figures.iter().map(|(name, _)| name.as_str()).collect();
-    let expected = [
-        "frontier-ce_loss_score.svg",
-        "frontier-explained_variance.svg",
-        "effects.svg",
-        "curves.svg",
-        "density.svg",
-    ];
-    assert_eq!(names, expected);
-    for (name, svg) in &report.figures {
-        assert!(svg.starts_with("<svg width=\"820\"") && svg.ends_with("</svg>\n"), "{name}");
-        assert!(svg.contains("<title>") && svg.contains("<text "), "{name}");
-        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{name}");
-        assert!(report.markdown.contains(&format!("](figures/{name})")), "{name}");
+    for (run, first) in
+        [(samples::random_run(50), "frontier-ce_loss_score.svg"), (samples::toy_run(), "recovery.svg")]
+    {
+        let report = report(&run, &Tables::of(&run), None).unwrap();
+        let names: Vec<&str> = report.figures.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [first, "frontier-explained_variance.svg", "effects.svg", "curves.svg", "density.svg"]
+        );
+        for (name, svg) in &report.figures {
+            assert!(svg.starts_with("<svg width=\"820\"") && svg.ends_with("</svg>\n"), "{name}");
+            assert!(svg.contains("<title>") && svg.contains("<text "), "{name}");
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{name}");
+            assert!(report.markdown.contains(&format!("](figures/{name})")), "{name}");
+        }
     }
 }
 

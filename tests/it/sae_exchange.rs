@@ -4,9 +4,10 @@ mod export;
 mod given;
 mod start;
 
+use super::small_sae::noise;
 use saesweep::{
-    kernels::{Params, Pool, Shape, SparseActs, Workspace},
-    sae::{Sae, SaveInfo},
+    kernels::Params,
+    sae::SaveInfo,
     spec::{self, SpecSource},
     trial::{Architecture, SaeConfig, TrialConfig, TrialId},
 };
@@ -22,18 +23,6 @@ fn config(sae: &str) -> TrialConfig {
     let source = SpecSource { path: "one.toml".to_owned(), text, ..SpecSource::default() };
     let mut plan = spec::load(&source).unwrap_or_else(|errors| panic!("{errors}"));
     plan.trials.remove(0).config
-}
-
-/// Numbers without a pattern, the same ones for the same seed.
-fn noise(n: usize, seed: u64, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0) * size
-    };
-    (0..n).map(|_| next()).collect()
 }
 
 /// Weights of an SAE with these settings.
@@ -53,26 +42,6 @@ fn random_params(cfg: &SaeConfig, d_in: usize, seed: u64) -> Params {
         b_enc: noise(d_sae, seed + 2, 0.5),
         b_dec: noise(d_in, seed + 3, 0.5),
     }
-}
-
-fn dense(acts: &SparseActs, d_sae: usize) -> Vec<f32> {
-    let mut out = vec![0.0; acts.n_tokens() * d_sae];
-    for token in 0..acts.n_tokens() {
-        let (latents, values) = acts.row(token);
-        for (latent, value) in latents.iter().zip(values) {
-            out[token * d_sae + *latent as usize] = *value;
-        }
-    }
-    out
-}
-
-/// Latents (B, F) and reconstruction (B, D).
-fn forward(sae: &Sae, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let pool = Pool::new(1);
-    let shape = Shape { d_in: sae.d_in, d_sae: sae.cfg.d_sae, batch: x.len() / sae.d_in };
-    let mut out = vec![0.0; x.len()];
-    let acts = sae.reconstruct(&pool, &mut Workspace::new(shape, &pool), x, &mut out);
-    (dense(&acts, sae.cfg.d_sae), out)
 }
 
 /// The largest difference, of the largest value.

@@ -1,10 +1,13 @@
 //! SAE folders: what is written is read back bit for bit, equal SAEs give equal bytes, SAELens' own folders
 //! are read, and a folder that does not fit is refused with what is wrong.
 
-use super::small_trial::small_trial;
+use super::{
+    small_sae::{forward, noise},
+    small_trial::small_trial,
+};
 use proptest::prelude::*;
 use saesweep::{
-    kernels::{Params, Pool, Shape, SparseActs, Workspace},
+    kernels::{Params, Pool},
     sae::{
         self, CONFIG_FILE, Normalizer, SPARSITY_FILE, Sae, SaveInfo, WEIGHTS_FILE, load, load_sparsity, save,
     },
@@ -92,19 +95,6 @@ fn info(config: TrialConfig) -> SaveInfo {
     }
 }
 
-/// Numbers without a pattern, the same ones for the same seed.
-fn noise(n: usize, seed: u64, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            ((state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0) * size
-        })
-        .collect()
-}
-
 fn random_sae(cfg: SaeConfig, d_in: usize, seed: u64) -> Sae {
     let n = cfg.d_sae * d_in;
     let has_threshold = matches!(cfg.architecture, Architecture::JumpRelu { .. });
@@ -138,25 +128,6 @@ fn bytes(folder: &Path) -> BTreeMap<String, Vec<u8>> {
             (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())
         })
         .collect()
-}
-
-fn dense(acts: &SparseActs, d_sae: usize) -> Vec<f32> {
-    let mut out = vec![0.0; acts.n_tokens() * d_sae];
-    for token in 0..acts.n_tokens() {
-        let (latents, values) = acts.row(token);
-        for (latent, value) in latents.iter().zip(values) {
-            out[token * d_sae + *latent as usize] = *value;
-        }
-    }
-    out
-}
-
-fn forward(sae: &Sae, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let pool = Pool::new(1);
-    let shape = Shape { d_in: sae.d_in, d_sae: sae.cfg.d_sae, batch: x.len() / sae.d_in };
-    let mut out = vec![0.0; x.len()];
-    let acts = sae.reconstruct(&pool, &mut Workspace::new(shape, &pool), x, &mut out);
-    (dense(&acts, sae.cfg.d_sae), out)
 }
 
 proptest! {

@@ -12,7 +12,7 @@ use saesweep::{
 };
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 const JSON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/train/golden.json"));
 const TENSORS: &[u8] =
@@ -105,16 +105,22 @@ impl Golden {
     }
 }
 
-/// With a norm below 1 the loss is infinitely steep at 0, so rounding of latents that are almost 0 is
-/// magnified, on both sides.
-fn loss_tolerance(name: &str) -> f64 {
-    if name == "standard_lp_below_1" { 10.0 * LOSS_TOLERANCE } else { LOSS_TOLERANCE }
+/// The case whose sparsity loss is infinitely steep at 0: rounding of latents that are almost 0 is magnified, in SAELens
+/// as here, so that this part of the loss (a four-hundredth of it) is known to no more than 5e-5.
+/// [`steep_losses_are_as_exact_as_theirs`] holds it
+/// against float64.
+const STEEP: &str = "standard_lp_below_1";
+
+fn loss_tolerance(name: &str, key: &str) -> f64 {
+    if name == STEEP && key == "losses/l1_loss" { 10.0 * LOSS_TOLERANCE } else { LOSS_TOLERANCE }
 }
 
 /// The largest deviations of one case.
 #[derive(Default, Debug)]
 struct Worst {
     loss: f64,
+    /// Of the parts that it is the sum of.
+    part: f64,
     metric: f64,
     /// Relative to the largest gradient of its array.
     gradient: f64,
@@ -193,20 +199,20 @@ fn compare_gradients(golden: &Golden, name: &str, got: &Params, worst: &mut Wors
             worst.gradient = worst.gradient.max(off);
         }
     }
-    let tolerance = if name == "standard_lp_below_1" { 10.0 } else { 1.0 } * GRADIENT_TOLERANCE;
-    assert!(worst.gradient < tolerance, "{name}: gradients {worst:?}");
+    assert!(worst.gradient < GRADIENT_TOLERANCE, "{name}: gradients {worst:?}");
 }
 
 fn compare_line(name: &str, case: &Value, step: usize, line: &LogLine, worst: &mut Worst) {
-    let values: std::collections::BTreeMap<_, _> = line.values().into_iter().collect();
+    let values: BTreeMap<_, _> = line.values().into_iter().collect();
     for (key, theirs) in case["lines"].as_object().unwrap() {
         let want = theirs[step].as_f64().unwrap();
         let got = *values.get(key.as_str()).unwrap_or_else(|| panic!("{name}: no {key}"));
         // A logged value that is 0 (L1 in the first step, LR at the end) must be exactly that.
         let off = if want == 0.0 { got.abs() } else { relative(got, want) };
         if key.starts_with("losses/") {
-            worst.loss = worst.loss.max(off);
-            assert!(off < loss_tolerance(name), "{name}, step {step}, {key}: {got}, SAELens has {want}");
+            let worst = if key == "losses/overall_loss" { &mut worst.loss } else { &mut worst.part };
+            *worst = worst.max(off);
+            assert!(off < loss_tolerance(name, key), "{name}, step {step}, {key}: {got}, SAELens has {want}");
         } else if key.starts_with("metrics/explained") || key == "metrics/residual_norm" {
             worst.metric = worst.metric.max((got - want).abs());
             assert!((got - want).abs() < 1e-5, "{name}, step {step}, {key}: {got}, SAELens has {want}");
@@ -230,27 +236,29 @@ fn table_of_equality_on_tensors() {
 
 fn table(device: Option<Device>, n_rows: usize) {
     let golden = Golden::load();
-    let mut rows = std::collections::BTreeMap::new();
+    let mut rows = BTreeMap::new();
     for (name, case) in &golden.cases {
         if device.is_some() && !trains_on_tensors(case) {
             continue;
         }
         let worst = follow(&golden, name, case, 1, device.as_ref());
-        let steep = if loss_tolerance(name) > LOSS_TOLERANCE { ", lp_norm below 1" } else { "" };
+        let steep = if name == STEEP { ", lp_norm below 1" } else { "" };
         let key = format!("{}{steep}", case["sae"]["architecture"].as_str().unwrap());
         let (cases, row) = rows.entry(key).or_insert((0, Worst::default()));
         *cases += 1;
         row.loss = row.loss.max(worst.loss);
+        row.part = row.part.max(worst.part);
         row.gradient = row.gradient.max(worst.gradient);
         row.weight = row.weight.max(worst.weight);
     }
     // In one piece: two tables may be printed at a time.
     let mut text = format!("on {}:\n", if device.is_some() { "tensors" } else { "the kernels" });
-    text += "| architecture | trajectories | loss, any step | gradient, first step | weight, at the end |\n";
-    text += "|---|---|---|---|---|\n";
-    for (architecture, (cases, Worst { loss, gradient, weight, .. })) in &rows {
+    text += "| architecture | trajectories | loss, any step | its parts | gradient, first step | weight, at the end |\n";
+    text += "|---|---|---|---|---|---|\n";
+    for (architecture, (cases, Worst { loss, part, gradient, weight, .. })) in &rows {
         let gradient = if device.is_some() { "-".to_owned() } else { format!("{gradient:.1e}") };
-        writeln!(text, "| {architecture} | {cases} | {loss:.1e} | {gradient} | {weight:.1e} |").unwrap();
+        writeln!(text, "| {architecture} | {cases} | {loss:.1e} | {part:.1e} | {gradient} | {weight:.1e} |")
+            .unwrap();
         assert!(*weight < WEIGHT_TOLERANCE, "{architecture}");
     }
     println!("{text}");
@@ -259,6 +267,47 @@ fn table(device: Option<Device>, n_rows: usize) {
 
 fn trains_on_tensors(case: &Value) -> bool {
     case["sae"]["architecture"] != "matching_pursuit"
+}
+
+/// Where the loss is steep, SAELens itself is not within 1e-5 of its own trajectory in f64, whichever way rows and
+/// dimensions are permuted. Ours is as close to it as theirs are; twice their worst is left to other processors.
+#[test]
+fn steep_losses_are_as_exact_as_theirs() {
+    let golden = Golden::load();
+    let case = &golden.cases[STEEP];
+    let (sae, train) = (golden.sae_config(case), golden.train_config(case));
+    let pool = Pool::new(1);
+    let params = golden.params(&format!("{STEEP}.init"));
+    let normalizer = golden.normalizer(STEEP, case, &sae);
+    let mut trainer = Trainer::new(&sae, &train, golden.d_in, params, normalizer, &pool);
+    let batches = golden.f32("batches");
+    let ours: Vec<BTreeMap<String, f64>> = batches
+        .chunks_exact(golden.batch_size * golden.d_in)
+        .map(|batch| {
+            trainer.step(&pool, batch).unwrap();
+            let values = trainer.log_line(batch).unwrap().values();
+            values.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+        })
+        .collect();
+    for (key, exact) in case["losses_in_f64"].as_object().unwrap() {
+        let exact: Vec<f64> = serde_json::from_value(exact.clone()).unwrap();
+        // The first step has no sparsity loss.
+        let worst = |of: &dyn Fn(usize) -> f64| {
+            let steps = (0..exact.len()).filter(|&step| exact[step] != 0.0);
+            steps.map(|step| relative(of(step), exact[step])).fold(0.0, f64::max)
+        };
+        let ours = worst(&|step| ours[step][key]);
+        let theirs = worst(&|step| case["lines"][key][step].as_f64().unwrap());
+        let permuted: Vec<f64> = serde_json::from_value(case["permuted_runs_off_by"][key].clone()).unwrap();
+        let (least, most) = permuted.iter().fold((f64::MAX, 0.0_f64), |(l, m), x| (l.min(*x), m.max(*x)));
+        println!(
+            "{key}, from f64: ours {ours:.1e}, theirs {theirs:.1e}, theirs permuted {least:.1e} to {most:.1e}"
+        );
+        assert!(ours < LOSS_TOLERANCE.max(2.0 * most), "{key}");
+        if key == "losses/l1_loss" {
+            assert!(theirs.min(least) > LOSS_TOLERANCE, "nothing to excuse any more");
+        }
+    }
 }
 
 fn follow_all(prefix: &str) {

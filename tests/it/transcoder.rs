@@ -3,7 +3,11 @@
 mod golden;
 mod sweep;
 
-use super::small_trial::{data_of, model_of, small_trial};
+use super::{
+    small_harvest::{hooked_trial, numbers, stories},
+    small_sae::noise,
+    small_trial::small_trial,
+};
 use candle_core::{Device, Tensor};
 use saesweep::{
     eval::evaluate,
@@ -16,12 +20,7 @@ use saesweep::{
     trial::{Architecture, EvalConfig, NormalizeActivations, SparsityLossMode, TrialConfig, TrialId},
 };
 use safetensors::{Dtype, tensor::TensorView};
-use std::{
-    collections::BTreeMap,
-    fs,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path};
 
 fn standard() -> Architecture {
     Architecture::Standard { l1_coefficient: 0.5, lp_norm: 1.0, l1_warm_up_steps: 0 }
@@ -45,19 +44,6 @@ fn jumprelu() -> Architecture {
     }
 }
 
-/// Numbers without a pattern, the same ones for the same seed.
-fn noise(n: usize, seed: u64, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            ((state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0) * size
-        })
-        .collect()
-}
-
 /// Rows of width `d` as rows of `width`, zeros beyond.
 fn padded(rows: &[f32], d: usize, width: usize) -> Vec<f32> {
     rows.chunks_exact(d).flat_map(|row| (0..width).map(|i| row.get(i).copied().unwrap_or(0.0))).collect()
@@ -77,33 +63,6 @@ fn random_transcoder(architecture: Architecture, d_in: usize, d_out: usize, d_sa
         ..Params::default()
     };
     Sae { cfg, d_in, d_out: Some(d_out), params }
-}
-
-fn config(hook: &str, hook_out: &str) -> TrialConfig {
-    let mut config = small_trial();
-    let model = model_of(&mut config);
-    (model.hook, model.hook_out) = (hook.to_owned(), hook_out.to_owned());
-    let data = data_of(&mut config);
-    data.context_size = 10;
-    (data.eval_fraction, data.eval_max_tokens) = (0.2, 60);
-    config.store.tokens = 205;
-    config
-}
-
-fn stories(folder: &Path) -> Vec<PathBuf> {
-    let words = ["the cat", "a dog", "sat", "ran away", "and", "then", "was happy", "in the garden", "once"];
-    let story = |i: usize| -> String {
-        let word = |j: usize| words[(i * 7 + j * (i % 4 + 1)) % words.len()];
-        (0..4 + i % 13).map(word).collect::<Vec<_>>().join(" ")
-    };
-    let lines: String = (0..40).map(|i| serde_json::json!({"text": story(i)}).to_string() + "\n").collect();
-    let file = folder.join("stories.jsonl");
-    fs::write(&file, lines).unwrap();
-    vec![file]
-}
-
-fn numbers(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// What a transcoder gives for rows `x`, one formula after the other in double precision.
@@ -139,12 +98,13 @@ fn a_store_of_two_hooks_and_its_evaluation_are_what_the_model_gives() {
         let folder = tempfile::tempdir().unwrap();
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/model")).join(family);
         let files = stories(folder.path());
-        let cfg = config(hook, hook_out);
+        let cfg = hooked_trial(hook, hook_out);
         let quietly = &mut |_| ControlFlow::Continue(());
         let (key, _) = ensure_store(folder.path(), &path, &files, &cfg, quietly).unwrap();
         let store = Store::open(folder.path(), &key).unwrap();
         // The same hooks one by one have stores of their own.
-        let (alone, _) = ensure_store(folder.path(), &path, &files, &config(hook, ""), quietly).unwrap();
+        let (alone, _) =
+            ensure_store(folder.path(), &path, &files, &hooked_trial(hook, ""), quietly).unwrap();
         assert_ne!(key, alone);
         let alone = Store::open(folder.path(), &alone).unwrap();
         let model = Model::load(&path).unwrap();
@@ -257,7 +217,7 @@ fn transcoders_come_back_from_disk_as_they_were() {
     for (d_in, d_out) in [(6, 6), (5, 9), (9, 5), (1, 3)] {
         for architecture in [standard(), topk(true), topk(false), jumprelu()] {
             let sae = random_transcoder(architecture, d_in, d_out, 11);
-            let info = info(config("blocks.0.hook_resid_mid", "blocks.0.hook_mlp_out"), &sae);
+            let info = info(hooked_trial("blocks.0.hook_resid_mid", "blocks.0.hook_mlp_out"), &sae);
             save(folder.path().join("sae").as_path(), &sae, None, &info).unwrap();
             let (back, origin) = saesweep::sae::load_with_origin(&folder.path().join("sae")).unwrap();
             // Settings of training that are not in the metadata's details are not looked at here.
@@ -297,7 +257,7 @@ fn folders_for_the_sae_lens_script_are_written() {
         ("jumprelu_transcoder", jumprelu(), 32, 32, [0.7, 1.9]),
         ("jumprelu_transcoder_narrower", jumprelu(), 40, 24, [1.0, 1.0]),
     ] {
-        let mut config = config("blocks.0.hook_resid_mid", "blocks.0.hook_mlp_out");
+        let mut config = hooked_trial("blocks.0.hook_resid_mid", "blocks.0.hook_mlp_out");
         (config.sae.architecture, config.sae.d_sae, config.train.batch_size) = (architecture, d_sae, n);
         config.sae.normalize_activations = NormalizeActivations::ExpectedAverageOnlyIn;
         let rows = noise(n * (d_in + d_out), 6, 2.0);

@@ -2,8 +2,8 @@
 //! a BatchTopK step in which every prefix of the latents must reconstruct the input, too.
 
 use super::super::batch_topk::BatchTopKStep;
-use super::topk::{Pre, aux_weight, batch_choice};
-use super::{Params, Sizes, StepLosses, StepOutcome, decoded, dot, largest};
+use super::topk::{Auxiliary, Pre, add_pulls, batch_choice};
+use super::{Params, Sizes, StepLosses, StepOutcome, decoded};
 
 /// One step; `widths` rise to F. With `aux_by_level` the dead latents of every level make up for what is left
 /// at that level, without it all dead latents for what is left in the end. Besides the outcome, the mean
@@ -19,7 +19,8 @@ pub fn matryoshka_step(
     let sizes = Sizes::new(params, x);
     let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
     let scale = 1.0 / n_tokens as f64;
-    let Pre { pre, order, x_in } = Pre::new(params, &step.as_topk(0), x);
+    let topk = step.as_topk(0);
+    let Pre { pre, order, x_in } = Pre::new(params, &topk, x);
     let acts = batch_choice(&pre, &order, step.kept_of(n_tokens));
     let mut grads = params.zeros_like();
     let mut d_pre = vec![0.0; pre.len()];
@@ -43,36 +44,16 @@ pub fn matryoshka_step(
     }
     let mse = inner.pop().expect("invariant: there is a level");
 
-    // The auxiliary loss of one level, or of the whole as if it were one; see the TopK step.
-    let mut sparsity = 0.0;
-    let mut first = 0;
-    for (nth, &width) in widths.iter().enumerate() {
-        let (from, error) = if aux_by_level { (first, &errors[nth]) } else { (0, &errors[widths.len() - 1]) };
-        first = width;
-        if !aux_by_level && nth + 1 < widths.len() {
-            continue;
-        }
-        let is_dead = |f: usize| dead[f] && (from..width).contains(&f);
-        let n_dead = (0..d_sae).filter(|&f| is_dead(f)).count();
-        let k_aux = (d_in / 2).min(n_dead);
-        if k_aux == 0 {
-            continue;
-        }
-        let weight = aux_weight(&step.as_topk(0), n_dead, d_in / 2, d_in, error);
-        let mut aux = vec![0.0; pre.len()];
-        let mut residual = error.clone();
-        for b in 0..n_tokens {
-            for f in largest(&order[b * d_sae..][..d_sae], k_aux, is_dead) {
-                aux[b * d_sae + f] = pre[b * d_sae + f];
-                let row = &params.w_dec[f * d_in..][..d_in];
-                (0..d_in).for_each(|d| residual[b * d_in + d] += pre[b * d_sae + f] * row[d]);
-            }
-        }
-        sparsity += weight * scale * residual.iter().map(|r| r * r).sum::<f64>();
-        let g: Vec<f64> = residual.iter().map(|r| 2.0 * weight * scale * r).collect();
-        add_pulls(params, &aux, &g, &mut d_pre);
-        sizes.add_decoder_gradients(&mut grads, &aux, &g);
-    }
+    let auxiliary = Auxiliary { params, step: &topk, pre: &pre, order: &order, half: d_in / 2 };
+    let mut add = |from: usize, to: usize, error: &[f64]| {
+        auxiliary.add(|f| dead[f] && (from..to).contains(&f), error, &mut d_pre, &mut grads)
+    };
+    let sparsity = if aux_by_level {
+        let first = std::iter::once(0).chain(widths.iter().copied());
+        first.zip(widths).zip(&errors).map(|((from, &to), error)| add(from, to, error)).sum()
+    } else {
+        add(0, d_sae, &errors[widths.len() - 1])
+    };
     sizes.add_encoder_gradients(&mut grads, &d_pre, &x_in);
     sizes.add_decoder_bias_gradient(&mut grads, params, &g_of_bias, step.apply_b_dec_to_input);
 
@@ -80,15 +61,6 @@ pub fn matryoshka_step(
     let l0 = scale * acts.iter().filter(|&&act| act != 0.0).count() as f64;
     let losses = StepLosses { overall: mse + sparsity + auxiliary, mse, sparsity, auxiliary, l0 };
     (StepOutcome { losses, grads, acts, reconstruction }, inner)
-}
-
-/// d_pre += g . W_dec where an entry is active.
-fn add_pulls(params: &Params<f64>, entries: &[f64], g: &[f64], d_pre: &mut [f64]) {
-    let (d_in, d_sae) = (params.d_in(), params.d_sae());
-    for i in (0..entries.len()).filter(|&i| entries[i] != 0.0) {
-        let (b, f) = (i / d_sae, i % d_sae);
-        d_pre[i] += dot(&g[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in]);
-    }
 }
 
 #[cfg(test)]

@@ -122,48 +122,12 @@ fn finished(
     let mut grads = Params::zeros(d_in, d_sae);
     let g: Vec<f64> = error.iter().enumerate().map(|(i, e)| 2.0 * scale * weight(i) * e).collect();
     let mut d_pre = vec![0.0; n_tokens * d_sae];
-    for b in 0..n_tokens {
-        for f in 0..d_sae {
-            if acts[b * d_sae + f] != 0.0 {
-                d_pre[b * d_sae + f] = dot(&g[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in]);
-            }
-        }
-    }
+    add_pulls(params, &acts, &g, &mut d_pre);
     sizes.add_decoder_gradients(&mut grads, &acts, &g);
 
-    // aux = w mean_b | z W_dec - e |^2: e = x - xhat is a constant, z are the k' = min(W/2, n_dead) largest
-    // pre-activations of dead latents (not relu'd), W = D or the target's own width.
-    let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
     let half = aim.map_or(d_in, |aim| aim.width) / 2;
-    let k_aux = half.min(n_dead);
-    let mut sparsity = 0.0;
-    if k_aux > 0 {
-        let weight = aux_weight(step, n_dead, half, d_in, &error);
-        let mut aux = vec![0.0; n_tokens * d_sae];
-        for b in 0..n_tokens {
-            for f in largest(&order[b * d_sae..][..d_sae], k_aux, |f| dead[f]) {
-                aux[b * d_sae + f] = pre[b * d_sae + f];
-            }
-        }
-        let mut residual = error.clone();
-        for b in 0..n_tokens {
-            for f in 0..d_sae {
-                let (z, row) = (aux[b * d_sae + f], &params.w_dec[f * d_in..][..d_in]);
-                (0..d_in).for_each(|d| residual[b * d_in + d] += z * row[d]);
-            }
-        }
-        sparsity = weight * scale * residual.iter().map(|r| r * r).sum::<f64>();
-        let g_aux: Vec<f64> = residual.iter().map(|r| 2.0 * weight * scale * r).collect();
-        for b in 0..n_tokens {
-            for f in 0..d_sae {
-                if aux[b * d_sae + f] != 0.0 {
-                    d_pre[b * d_sae + f] +=
-                        dot(&g_aux[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in]);
-                }
-            }
-        }
-        sizes.add_decoder_gradients(&mut grads, &aux, &g_aux);
-    }
+    let auxiliary = Auxiliary { params, step, pre: &pre, order: &order, half };
+    let sparsity = auxiliary.add(|f| dead[f], &error, &mut d_pre, &mut grads);
     sizes.add_encoder_gradients(&mut grads, &d_pre, &x_in);
     sizes.add_decoder_bias_gradient(&mut grads, params, &g, step.apply_b_dec_to_input);
 
@@ -172,9 +136,66 @@ fn finished(
     StepOutcome { losses, grads, acts, reconstruction }
 }
 
-/// Weight of the auxiliary loss: `c min(n_dead / half, 1)` as SAELens has it, with half the target's width, or normalised (Gao et al. 2024)
+/// d_pre += g . W_dec where an entry is active.
+pub(super) fn add_pulls(params: &Params<f64>, entries: &[f64], g: &[f64], d_pre: &mut [f64]) {
+    let (d_in, d_sae) = (params.d_in(), params.d_sae());
+    for i in (0..entries.len()).filter(|&i| entries[i] != 0.0) {
+        let (b, f) = (i / d_sae, i % d_sae);
+        d_pre[i] += dot(&g[b * d_in..][..d_in], &params.w_dec[f * d_in..][..d_in]);
+    }
+}
+
+/// The auxiliary loss, by which dead latents make up for what is left of the target.
+///
+/// `w mean_b | z W_dec - e |^2`: e = target - reconstruction is a constant, z are the k' = min(half, n_dead) largest
+/// pre-activations of dead latents (not relu'd); `half` is half the target's width.
+pub(super) struct Auxiliary<'a> {
+    pub(super) params: &'a Params<f64>,
+    pub(super) step: &'a TopKStep,
+    /// Pre-activations (B, F).
+    pub(super) pre: &'a [f64],
+    /// What they are chosen by.
+    pub(super) order: &'a [f64],
+    pub(super) half: usize,
+}
+
+impl Auxiliary<'_> {
+    /// The loss of the latents for which `is_dead` holds; its gradients are added. `error` is (B, D), -e.
+    pub(super) fn add(
+        &self,
+        is_dead: impl Fn(usize) -> bool,
+        error: &[f64],
+        d_pre: &mut [f64],
+        grads: &mut Params<f64>,
+    ) -> f64 {
+        let Self { params, step, pre, order, half } = *self;
+        let sizes = Sizes::new(params, error);
+        let (d_in, d_sae, n_tokens) = (sizes.d_in, sizes.d_sae, sizes.n_tokens);
+        let n_dead = (0..d_sae).filter(|&f| is_dead(f)).count();
+        let k_aux = half.min(n_dead);
+        if k_aux == 0 {
+            return 0.0;
+        }
+        let scale = aux_weight(step, n_dead, half, d_in, error) / n_tokens as f64;
+        let mut aux = vec![0.0; pre.len()];
+        let mut residual = error.to_vec();
+        for b in 0..n_tokens {
+            for f in largest(&order[b * d_sae..][..d_sae], k_aux, &is_dead) {
+                let (z, row) = (pre[b * d_sae + f], &params.w_dec[f * d_in..][..d_in]);
+                aux[b * d_sae + f] = z;
+                (0..d_in).for_each(|d| residual[b * d_in + d] += z * row[d]);
+            }
+        }
+        let g: Vec<f64> = residual.iter().map(|r| 2.0 * scale * r).collect();
+        add_pulls(params, &aux, &g, d_pre);
+        sizes.add_decoder_gradients(grads, &aux, &g);
+        scale * residual.iter().map(|r| r * r).sum::<f64>()
+    }
+}
+
+/// Weight of the auxiliary loss: `c min(n_dead / half, 1)` as SAELens has it, or normalised (Gao et al. 2024)
 /// `c / mean_b |e - mean e|^2`, a constant, too; 0 where the error (B, D) is the same for all tokens.
-pub(super) fn aux_weight(step: &TopKStep, n_dead: usize, half: usize, d_in: usize, error: &[f64]) -> f64 {
+fn aux_weight(step: &TopKStep, n_dead: usize, half: usize, d_in: usize, error: &[f64]) -> f64 {
     let c = step.aux_loss_coefficient;
     if !step.normalize_aux_loss {
         return c * (n_dead as f64 / half as f64).min(1.0);

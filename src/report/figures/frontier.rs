@@ -1,7 +1,6 @@
 //! L0 against a fidelity metric: one mark per finished trial, the frontier as a line.
 
 use super::WIDTH;
-use crate::metric::{Needs, metric};
 use crate::report::{
     choose::Encoding,
     plot::{
@@ -38,9 +37,7 @@ pub(crate) fn frontier_figure(run: &RunData, frontier: &Frontier) -> Result<Opti
         .map(|point| (point.l0, point.fidelity))
         .filter(|point| point.0 > 0.0)
         .collect();
-    // Where true features are known, how far recovery falls beyond their L0 is what the figure is for.
-    let shows_all = metric(frontier.metric).is_some_and(|metric| metric.needs == Needs::Truth);
-    let floor = if shows_all { f64::NEG_INFINITY } else { lowest_shown(&points, &on_frontier) };
+    let floor = lowest_shown(&points, &on_frontier);
     let shown = points.iter().map(|point| point.2).filter(|value| *value >= floor);
     let Some(y) = Axis::over(Scale::Linear, shown, 0.06) else { return Ok(None) };
     let panel = Panel { rect: PLOT, x, y };

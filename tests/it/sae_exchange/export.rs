@@ -1,6 +1,7 @@
 //! Folders for SAELens and dictionary_learning.
 
-use super::{assert_close, config, forward, info, json, names, noise, random_params};
+use super::{assert_close, config, info, json, names, random_params};
+use crate::small_sae::{forward, noise};
 use crate::tiny_sweep::TinySweep;
 use saesweep::{
     kernels::Pool,

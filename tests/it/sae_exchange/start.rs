@@ -1,6 +1,7 @@
 //! Trials that start from an SAE.
 
-use super::{assert_close, config, deviation, forward, json, noise, random_params};
+use super::{assert_close, config, deviation, json, random_params};
+use crate::small_sae::{forward, noise};
 use crate::tiny_sweep::TinySweep;
 use saesweep::{
     kernels::Pool,
@@ -229,8 +230,12 @@ fn a_sweep_starts_from_an_exported_sae() {
 }
 
 #[test]
-fn thresholds_and_gates_are_started_from_too() {
+fn every_architecture_is_started_from() {
     for (own, axis) in [
+        ("architecture = \"matching_pursuit\"\nresidual_threshold = 0.4", "sae.max_iterations = [6]"),
+        ("architecture = \"topk\"", "sae.k = [5]"),
+        ("architecture = \"topk\"\nrescale_acts_by_decoder_norm = false", "sae.k = [5]"),
+        ("architecture = \"abstopk\"", "sae.k = [5]"),
         ("architecture = \"batchtopk\"", "sae.k = [4.5]"),
         ("architecture = \"matryoshka_batchtopk\"\nmatryoshka_widths = [16, 48]", "sae.k = [5]"),
         ("architecture = \"jumprelu\"", "sae.l0_coefficient = [0.5]"),
