@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::kernels::{BatchTopKStep, TopKStep, testing::Numbers};
+use proptest::prelude::*;
 
 fn topk(k: usize, rescale_acts_by_decoder_norm: bool, apply_b_dec_to_input: bool) -> TopKStep {
     TopKStep {
@@ -115,6 +116,32 @@ fn many_latents_are_no_different() {
         check_topk(&problem, topk(k, true, false), &dead);
         check_topk(&problem, TopKStep { aux_loss_coefficient: 0.0, ..topk(k, false, true) }, &dead);
         check_batch(&problem, batch_topk(k as f64 + 0.5, topk(0, true, true)), &dead);
+    }
+}
+
+/// More columns than a CUDA block can sort.
+#[test]
+fn a_wide_sae_is_no_different() {
+    let d_sae = 20_011;
+    let problem = Problem::new(6, d_sae, 5, 0.0, 4);
+    let dead: Vec<bool> = (0..d_sae).map(|latent| latent % 50 == 7).collect();
+    check_topk(&problem, topk(64, false, true), &dead);
+    check_batch(&problem, batch_topk(64.3, topk(0, false, true)), &dead);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn they_equal_the_reference_on_any_shape(
+        d_in in 4_usize..40, d_sae in 16_usize..210, batch in 1_usize..40, seed in 0_u64..1000,
+        k in 0.0_f64..20.0, rescale: bool, share_dead in 0_u64..8
+    ) {
+        let problem = Problem::new(d_in, d_sae, batch, 0.0, seed).with_exact_norms(seed);
+        let dead = dead_of(d_sae, share_dead, seed);
+        let step = topk(k as usize, rescale, !rescale);
+        let step = TopKStep { normalize_aux_loss: seed.is_multiple_of(2), ..step };
+        check_topk(&problem, step, &dead);
+        check_batch(&problem, batch_topk(k, step), &dead);
     }
 }
 

@@ -156,8 +156,8 @@ fn what_is_not_finite_shows_and_changes_nothing() {
 }
 
 /// Allowed relative deviation of a loss or of the gradients' norm, of factors and products of 8 bits. Measured: losses
-/// at most 7.2e-4.
-const BF16_TOLERANCE: f64 = 5e-3;
+/// at most 7.2e-4, norms 4.5e-3, where a choice falls otherwise.
+const BF16_TOLERANCE: f64 = 2e-2;
 
 #[test]
 fn products_in_bfloat16_are_nearly_the_same() {
