@@ -42,9 +42,9 @@ fn every_file_expands_and_survives_being_resolved() {
         assert_eq!(ids(&again), ids(&planned), "{}", path.display());
         // One store for all trials.
         assert!(!planned.notes.iter().any(|note| note.contains("stores")), "{:?}", planned.notes);
-        // The axes go through sparsity and the learning rate.
+        // The axes go through sparsity and the learning rate; on toy data, through sparsity with several seeds.
         let expected: &[&str] = match path.file_stem().unwrap().to_str().unwrap() {
-            "toy" => &["train.lr", "sae.architecture", "sae.l1_coefficient", "sae.k"],
+            "toy" => &["train.seed", "sae.architecture", "sae.l1_coefficient", "sae.k"],
             _ => &["sae.l1_coefficient", "train.lr"],
         };
         let (mut varied, mut expected) = (planned.varied_keys.clone(), expected.to_vec());

@@ -106,9 +106,8 @@ impl Golden {
 }
 
 /// The case whose sparsity loss is infinitely steep at 0: rounding of latents that are almost 0 is magnified, in SAELens
-/// as here, so that this part of the loss (a four-hundredth of it) is known to no more than 5e-5.
-/// [`steep_losses_are_as_exact_as_theirs`] holds it
-/// against float64.
+/// as here, so that this part of the loss (a four-hundredth of it) is known to no more than 5e-5. The test
+/// `steep_losses_are_as_exact_as_theirs` holds it against float64.
 const STEEP: &str = "standard_lp_below_1";
 
 fn loss_tolerance(name: &str, key: &str) -> f64 {
