@@ -49,7 +49,8 @@ pub fn gated_step(
         n_active += ws.lists.count();
         ws.count_fired();
 
-        for buffer in [&mut ws.g, &mut ws.aux_sum, &mut ws.aux_g] {
+        let aux_g = ws.screen.scratch();
+        for buffer in [&mut ws.g, &mut ws.panels, &mut *aux_g] {
             buffer.resize(x.len());
         }
         let pass = DecodePass {
@@ -68,14 +69,13 @@ pub fn gated_step(
         let out = DecodeOut { reconstruction: &mut ws.reconstruction[range], g: &mut ws.g, losses };
         pass.run(pool, &mut ws.decode_space, out);
         let losses = &mut ws.aux_losses[tokens];
-        let out = DecodeOut { reconstruction: &mut ws.aux_sum, g: &mut ws.aux_g, losses };
+        let out = DecodeOut { reconstruction: &mut ws.panels, g: &mut *aux_g, losses };
         DecodePass { lists: &ws.aux[0].lists, ..pass }.run(pool, &mut ws.decode_space, out);
 
         let l1 = L1 { scale: (step.l1_coefficient * scale) as f32, p: 1.0, norms: &[] };
         let magnitudes =
             Pull { lists: &ws.lists, g: &ws.g, decoded: true, loss: Some(EntryLoss::Magnitudes) };
-        let gates =
-            Pull { lists: &ws.aux[0].lists, g: &ws.aux_g, decoded: true, loss: Some(EntryLoss::L1(l1)) };
+        let gates = Pull { lists: &ws.aux[0].lists, g: aux_g, decoded: true, loss: Some(EntryLoss::L1(l1)) };
         let pass = WeightPass {
             isa: ws.isa,
             params,

@@ -126,8 +126,9 @@ impl Rows {
         self.most = self.most.max(total);
         if self.latent.len() < total {
             let room = total + total / 8;
-            self.latent = vec![0; room];
-            self.value = vec![0.0; room];
+            // What there was goes first.
+            (self.latent, self.value) = (Vec::new(), Vec::new());
+            (self.latent, self.value) = (vec![0; room], vec![0.0; room]);
         }
         for (index, tile) in lists.tiles.iter().enumerate().filter(|&(index, _)| wanted(index)) {
             for (range, &latent) in tile.start.windows(2).zip(&order[index * TILE..]) {

@@ -276,13 +276,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::isa::Isa;
-    use super::super::pursuit::Way;
     use super::super::reference;
     use super::super::testing::{
         Numbers, Problem, SHAPES, bits, check_close, check_loss, check_tied, tied_problem,
     };
     use super::super::{Activation, Shape, encode};
     use super::*;
+
+    /// How the largest product is found, where the machine has both ways.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Way {
+        Products,
+        Bytes,
+    }
 
     /// Decisions nearer than this to going another way may do so by rounding.
     const MARGIN: f64 = 5e-6;
@@ -303,7 +309,7 @@ mod tests {
     ) -> (StepLosses, Params, Workspace) {
         let pool = Pool::new(threads);
         let mut ws = problem.workspace(&pool, isa);
-        ws.pursuit.forced = Some(way);
+        ws.pursuit.no_bytes = way == Way::Products;
         let mut grads = problem.dirty_grads();
         let losses = matching_pursuit_step(&pool, &mut ws, &problem.params, step, &problem.x, &mut grads);
         (losses, grads, ws)

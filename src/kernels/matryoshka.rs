@@ -26,8 +26,6 @@ pub(super) struct Levels {
     /// Gradient by each level's reconstruction, and by those of the auxiliary losses, (B, D).
     g: Vec<Buffer>,
     aux_g: Vec<Buffer>,
-    /// Reconstructions of the level before and of this one.
-    sums: [Buffer; 2],
     losses: Vec<f64>,
     /// Empty vectors that keep their memory from step to step.
     aux: Vec<Aux>,
@@ -103,17 +101,16 @@ pub fn matryoshka_step(
 
     levels.g.resize_with(widths.len(), Buffer::default);
     levels.aux_g.resize_with(levels.aux_g.len().max(aux.len()), Buffer::default);
-    for buffer in
-        levels.g.iter_mut().chain(&mut levels.aux_g).chain(&mut levels.sums).chain([&mut ws.aux_sum])
-    {
+    // Reconstructions of one level and the next take turns, so that the last is where it is looked for.
+    let other = ws.screen.scratch();
+    for buffer in levels.g.iter_mut().chain(&mut levels.aux_g).chain([&mut ws.panels, &mut *other]) {
         buffer.resize(x.len());
     }
     levels.losses.clear();
     let mut sparsity = 0.0;
     for nth in 0..widths.len() {
-        let [even, odd] = &mut levels.sums;
-        let (to, before) = if nth % 2 == 0 { (even, odd) } else { (odd, even) };
-        let to = if nth + 1 == widths.len() { &mut ws.reconstruction[..x.len()] } else { &mut to[..] };
+        let (whole, other) = (&mut ws.reconstruction[..x.len()], &mut other[..]);
+        let (to, before) = if (widths.len() - nth) % 2 == 1 { (whole, other) } else { (other, whole) };
         let pass = DecodePass {
             isa: ws.isa,
             params,
@@ -139,7 +136,7 @@ pub fn matryoshka_step(
                 g_scale: (2.0 * weight * scale) as f32,
                 ..pass
             };
-            let (reconstruction, g) = (&mut ws.aux_sum, &mut levels.aux_g[nth_aux]);
+            let (reconstruction, g) = (&mut ws.panels, &mut levels.aux_g[nth_aux]);
             pass.run(pool, &mut ws.decode_space, DecodeOut { reconstruction, g, losses: &mut ws.aux_losses });
             sparsity += weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
         }

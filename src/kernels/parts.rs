@@ -14,7 +14,7 @@ use std::ops::Range;
 /// parameters, gradients and moments take.
 const ENTRIES: f64 = 0.24;
 /// The fewest tokens in a part: with fewer, packing weights would show.
-const LEAST: usize = 256;
+const LEAST: usize = 128;
 /// What the estimate is made from.
 const SAMPLE_TOKENS: usize = 128;
 const SAMPLE_TILES: usize = 4;

@@ -6,9 +6,13 @@
 //! - Bytes: [`super::row_bytes`] finds which may be the largest, and those alone are computed. Taken wherever the machine
 //!   multiplies bytes fast.
 //!
+//! Measured, a whole step of 1024 tokens with 60 choices each, by bytes on one Zen 4 core: 11.6 s at 1024 by 16384, 1.55 s
+//! at 576 by 4608. SAELens takes 27.6 s and 4.0 s.
+//!
 //! Rejected: keeping products up to date, `p -= v G_i`, with the matrix G of the products of decoder rows with each
-//! other. Once G is there a choice costs no more than reading a row of it, but its F^2 values are F / 4 D times
-//! parameters, gradients and moments: 1 GiB at 1024 by 16384, where these are 256 MiB. And products only of latents
+//! other. Once G is there a choice costs no more than reading a row of it, so that these steps take 3.8 s and 0.35 s; but
+//! its F^2 values are F / 4 D times parameters, gradients and moments: 1 GiB at 1024 by 16384, where these are 256 MiB,
+//! and rows of it that are made when they are asked for are as much work as products. And products only of latents
 //! that may come next, with a bound for the others by what the residual has moved: after one choice it has moved about
 //! as far as the largest product, and excludes nothing.
 
@@ -34,15 +38,8 @@ pub(super) struct PursuitSpace {
     pub(super) rows: RowSpares,
     /// Squares of gradients, by tile of latents.
     pub(super) squares: Vec<f64>,
-    /// For tests: the way to take, where the machine can.
-    pub(super) forced: Option<Way>,
-}
-
-/// How the largest product is found.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Way {
-    Products,
-    Bytes,
+    /// For tests: whether to do without bytes.
+    pub(super) no_bytes: bool,
 }
 
 /// What was chosen for a block of tokens, and what came of it.
@@ -131,7 +128,7 @@ impl Workspace {
         self.n_tokens = n_tokens;
         decoder_norms(pool, self.isa, params, &mut self.norms);
         let space = &mut self.pursuit;
-        let by_bytes = RowBytes::can_load(self.isa, d_in) && space.forced != Some(Way::Products);
+        let by_bytes = RowBytes::can_load(self.isa, d_in) && !space.no_bytes;
         let finder = if by_bytes {
             space.bytes.load(pool, &space.residual, &params.w_dec, d_in);
             Finder::Bytes(&space.bytes)

@@ -99,9 +99,10 @@ impl RowBytes {
                 (scale[i], norm[i], rest[i]) = (quantised.scale, quantised.norm, quantised.rest);
             }
             // Rows that are not there raise no floor.
-            for i in rows.len() / d_in..PANEL {
-                (scale[i], norm[i], rest[i]) = (0.0, 0.0, f32::INFINITY);
-            }
+            let n_rows = rows.len() / d_in;
+            scale[n_rows..].fill(0.0);
+            norm[n_rows..].fill(0.0);
+            rest[n_rows..].fill(f32::INFINITY);
         });
     }
 

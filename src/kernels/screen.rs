@@ -156,6 +156,11 @@ impl Screen {
         });
     }
 
+    /// Room for a (B, D) array, once the batch that is loaded has been gathered.
+    pub(super) fn scratch(&mut self) -> &mut Buffer {
+        &mut self.rows
+    }
+
     /// Itself, once a batch is loaded on a machine that can screen it.
     pub(super) fn loaded(&self) -> Option<&Self> {
         self.is_loaded.then_some(self)

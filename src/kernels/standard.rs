@@ -299,10 +299,7 @@ mod tests {
             let (params, x) = (&problem.params, &problem.x);
             let gather = |ws: &mut Workspace, tiles| ws.gather_positive(&pool, params, tiles);
             let parts = ws.parts(&pool, params, true, x, 1, gather).iter().count();
-            assert!(
-                if shift >= 0.0 { parts == 3 } else { shift > -1000.0 || parts == 1 },
-                "{shift}: {parts}"
-            );
+            assert!(if shift >= 0.0 { parts > 1 } else { shift > -1000.0 || parts == 1 }, "{shift}: {parts}");
         }
     }
 

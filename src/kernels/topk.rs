@@ -123,9 +123,10 @@ pub(super) fn largest_step(
         _ => aux_weight(step, n_dead, half, params.d_in(), pass.target, &ws.reconstruction[..x.len()]),
     };
     ws.aux_losses.clear();
-    ws.aux_g.resize(if k_aux > 0 { x.len() } else { 0 });
+    let aux_g = ws.screen.scratch();
+    aux_g.resize(if k_aux > 0 { x.len() } else { 0 });
     if k_aux > 0 {
-        ws.aux_sum.resize(x.len());
+        ws.panels.resize(x.len());
         ws.aux_losses.resize(n_tokens, [0.0; 2]);
         let pass = DecodePass {
             lists: &ws.aux[0].lists,
@@ -134,12 +135,12 @@ pub(super) fn largest_step(
             g_scale: (2.0 * weight * scale) as f32,
             ..pass
         };
-        let out = DecodeOut { reconstruction: &mut ws.aux_sum, g: &mut ws.aux_g, losses: &mut ws.aux_losses };
+        let out = DecodeOut { reconstruction: &mut ws.panels, g: &mut *aux_g, losses: &mut ws.aux_losses };
         pass.run(pool, &mut ws.decode_space, out);
     }
 
     let main = Pull { lists: &ws.lists, g, decoded: true, loss: None };
-    let pulls = [main, Pull { lists: &ws.aux[0].lists, g: &ws.aux_g, ..main }];
+    let pulls = [main, Pull { lists: &ws.aux[0].lists, g: aux_g, ..main }];
     let pass = WeightPass {
         isa: ws.isa,
         params,

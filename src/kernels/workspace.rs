@@ -46,9 +46,9 @@ pub struct Workspace {
     pub(super) g: Buffer,
     /// The batch or part less the decoder bias, (B, D), where the encoder wants that.
     pub(super) x_in: Buffer,
-    /// What the encoder reads, in panels.
+    /// What the encoder reads, in panels; once it has read it, room for another (B, D) array.
     pub(super) panels: Buffer,
-    /// The same as bytes, where the encoder screens with them.
+    /// The same as bytes, where the encoder screens with them; then room for another.
     pub(super) screen: Screen,
     /// What a value must reach to be kept, per token.
     pub(super) limits: Buffer,
@@ -58,9 +58,7 @@ pub struct Workspace {
     pub(super) rows: Rows,
     /// Entries for auxiliary losses, of which every architecture has one at most but Matryoshka one for each level.
     pub(super) aux: Vec<AuxEntries>,
-    /// (B, D) arrays of such a loss.
-    pub(super) aux_sum: Buffer,
-    pub(super) aux_g: Buffer,
+    /// Losses per token of one of them.
     pub(super) aux_losses: Vec<[f64; 2]>,
     pub(super) selection: Selection,
     pub(super) batch_selection: BatchSelection,
@@ -118,8 +116,6 @@ impl Workspace {
             lists: Lists::new(d_sae),
             rows: Rows::default(),
             aux: vec![AuxEntries::new(d_sae)],
-            aux_sum: Buffer::default(),
-            aux_g: Buffer::default(),
             aux_losses: Vec::new(),
             selection: Selection::default(),
             batch_selection: BatchSelection::new(d_sae),
