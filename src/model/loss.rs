@@ -40,7 +40,7 @@ pub(super) fn next_tokens(
     if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
         return Err(ModelError::TokenOutOfRange { token, vocab_size });
     }
-    let next = |at: usize| ((at + 1) % positions > 0).then(|| (at, tokens[at + 1]));
+    let next = |at: usize| (!(at + 1).is_multiple_of(positions)).then(|| (at, tokens[at + 1]));
     Ok((0..tokens.len()).map(next).collect())
 }
 

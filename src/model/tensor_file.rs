@@ -124,7 +124,9 @@ mod tests {
             save(&tensors, &path).unwrap();
             let mut file = TensorFile::open(&path).unwrap();
             assert_eq!(file.names().len(), types.len());
-            for (name, tensor) in &tensors {
+            for dtype in types {
+                let name = dtype.as_str();
+                let tensor = &tensors[name];
                 let numbers =
                     |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
                 assert!(file.contains(name));

@@ -15,6 +15,9 @@ const HEIGHT: u32 = 330;
 /// A series of more points than this is drawn without a line.
 const MAX_JOINED: usize = 40;
 
+/// What of a point is drawn.
+type Quantity = fn(&RecoveryPoint) -> f64;
+
 /// Draws the figure; `None` when there is nothing to draw.
 pub(crate) fn recovery_figure(series: &[RecoverySeries]) -> Result<Option<String>, PlotError> {
     let all = || series.iter().flat_map(|series| series.points.iter().chain(&series.others));
@@ -25,7 +28,7 @@ pub(crate) fn recovery_figure(series: &[RecoverySeries]) -> Result<Option<String
     let Some(x) = Axis::over(Scale::Log, l0, 0.06).filter(|_| all().next().is_some()) else {
         return Ok(None);
     };
-    let quantities: [(&str, fn(&RecoveryPoint) -> f64); 2] =
+    let quantities: [(&str, Quantity); 2] =
         [("recovered_share", |point| point.share), ("mmcs", |point| point.mmcs)];
     let svg = Canvas::draw(WIDTH, HEIGHT, "Recovered features against L0", |canvas| {
         for (nth, (metric, value)) in quantities.into_iter().enumerate() {

@@ -243,7 +243,8 @@ mod tests {
                     (next() % 7) as f32 - 3.0
                 } else {
                     // Normal numbers of any exponent from 2^-60 to 2^67.
-                    f32::from_bits((next() % 2) << 31 | (67 + next() % 128) << 23 | next() % (1 << 23))
+                    let (sign, exponent, fraction) = (next() % 2, 67 + next() % 128, next() % (1 << 23));
+                    f32::from_bits((sign << 31) | (exponent << 23) | fraction)
                 })
                 .collect();
             check(&values, n, ((share * n as f64) as usize).max(1));
