@@ -1,6 +1,10 @@
 //! Active latents of a batch, twice: by latent ([`Lists`], what weight gradients need) and by token
 //! ([`Rows`], what decoding needs).
 
+use super::memory::Disjoint;
+use super::pool::Pool;
+use std::ops::Range;
+
 /// Latents in one tile: the unit of work of everything that goes by latent.
 pub(super) const TILE: usize = 96;
 
@@ -76,6 +80,36 @@ impl Lists {
     /// Number of entries.
     pub(super) fn count(&self) -> usize {
         self.tiles.iter().map(|tile| tile.token.len()).sum()
+    }
+
+    /// Copies the entries of some tokens, which `to` counts from the first of them, and of the latents that `wanted` says;
+    /// it gets the latent's position.
+    pub(super) fn copy_some(
+        &self,
+        pool: &Pool,
+        tokens: &Range<usize>,
+        wanted: &(impl Fn(usize) -> bool + Sync),
+        to: &mut Self,
+    ) {
+        let (begin, end) = (tokens.start as u32, tokens.end as u32);
+        let tiles = Disjoint::new(&mut to.tiles);
+        pool.run(self.tiles.len(), &|index| {
+            // SAFETY: one tile per task.
+            let (from, to) = (&self.tiles[index], unsafe { tiles.at(index) });
+            to.restart();
+            for (place, range) in from.start.windows(2).enumerate() {
+                if wanted(index * TILE + place) {
+                    let first = range[0] as usize;
+                    let of_latent = &from.token[first..range[1] as usize];
+                    let at = |limit| first + of_latent.partition_point(|&token| token < limit);
+                    let entries = at(begin)..at(end);
+                    to.token.extend(from.token[entries.clone()].iter().map(|token| token - begin));
+                    to.value.extend_from_slice(&from.value[entries]);
+                }
+                to.start.push(to.token.len() as u32);
+            }
+            to.trim();
+        });
     }
 }
 

@@ -7,14 +7,16 @@
 use super::aux_weight::aux_weight;
 use super::batch_topk::BatchTopKStep;
 use super::decode::{Begin, DecodeOut, DecodePass};
-use super::lists::{Lists, TILE};
-use super::memory::{Buffer, Disjoint};
+use super::lists::Lists;
+use super::memory::Buffer;
 use super::params::Params;
-use super::parts::Part;
+use super::parts::{Part, Parts};
 use super::pool::Pool;
+use super::select::AuxEntries;
 use super::topk::Choice;
 use super::weights::{Pull, WeightPass};
 use super::workspace::{StepLosses, Workspace};
+use std::ops::Range;
 
 /// Memory of the levels.
 #[derive(Default)]
@@ -67,7 +69,7 @@ pub fn matryoshka_step(
         "widths end at F"
     );
     assert!(widths.is_sorted_by(|a, b| a < b), "widths rise");
-    let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
+    let n_tokens = ws.check(params, x, grads);
     let scale = 1.0 / n_tokens as f64;
     let mut levels = std::mem::take(&mut ws.levels);
 
@@ -90,80 +92,53 @@ pub fn matryoshka_step(
         }
     }
     let choice = Choice::OfBatch { n: step.kept_of(n_tokens) };
-    ws.gather_largest(pool, params, choice, step.rescale_acts_by_decoder_norm, &sets);
+    let (with_bias, rescale) = (step.apply_b_dec_to_input, step.rescale_acts_by_decoder_norm);
+    ws.gather_largest_of_batch(pool, params, with_bias, x, choice, rescale, &sets);
     levels.sets = recycled(sets);
     let n_active = ws.lists.count();
     ws.count_fired();
-    levels.lists.resize_with(widths.len(), || Lists::new(d_sae));
-    for (nth, lists) in levels.lists.iter_mut().enumerate() {
-        take_level(pool, &ws.lists, lists, &ws.order, level_of(widths, nth));
-    }
-
-    levels.g.resize_with(widths.len(), Buffer::default);
-    levels.aux_g.resize_with(levels.aux_g.len().max(aux.len()), Buffer::default);
-    // Reconstructions of one level and the next take turns, so that the last is where it is looked for.
-    let other = ws.screen.scratch();
-    for buffer in levels.g.iter_mut().chain(&mut levels.aux_g).chain([&mut ws.panels, &mut *other]) {
-        buffer.resize(x.len());
-    }
+    // The weight of a normalised auxiliary loss depends on the errors of the whole batch.
+    let parts = if step.normalize_aux_loss && !aux.is_empty() {
+        Parts::one(n_tokens)
+    } else {
+        ws.parts_of_chosen(n_tokens, 1 + widths.len() + aux.len(), 2.0 * step.k)
+    };
     levels.losses.clear();
+    levels.losses.resize(widths.len(), 0.0);
     let mut sparsity = 0.0;
-    for nth in 0..widths.len() {
-        let (whole, other) = (&mut ws.reconstruction[..x.len()], &mut other[..]);
-        let (to, before) = if (widths.len() - nth) % 2 == 1 { (whole, other) } else { (other, whole) };
-        let pass = DecodePass {
+    for (tokens, part) in parts.iter() {
+        let range = tokens.start * d_in..tokens.end * d_in;
+        ws.keep_input(params, with_bias, &x[range.clone()]);
+        ws.take_part_lists(pool, &tokens, part, (false, aux.len()));
+        sparsity += decode_levels(pool, ws, &mut levels, (params, step), widths, &aux, (x, &tokens, part));
+
+        for nth in (0..widths.len() - 1).rev() {
+            let (to, from) = levels.g.split_at_mut(nth + 1);
+            to[nth].iter_mut().zip(&*from[0]).for_each(|(sum, g)| *sum += g);
+        }
+        let mut pulls: Vec<Pull<'_>> = recycled(std::mem::take(&mut levels.pulls));
+        pulls.extend(
+            (levels.lists.iter().zip(&levels.g))
+                .chain(
+                    (0..aux.len())
+                        .map(|nth| aux_lists((&ws.aux, &ws.part_lists), nth, part))
+                        .zip(&levels.aux_g),
+                )
+                .map(|(lists, g)| Pull { lists, g, decoded: true, loss: None }),
+        );
+        let pass = WeightPass {
             isa: ws.isa,
             params,
             order: &ws.order,
-            lists: &levels.lists[nth],
-            n_tokens,
-            begin: if nth == 0 { Begin::Bias } else { Begin::From(before) },
-            target: x,
-            weight: None,
-            g_scale: (2.0 * scale) as f32,
-            lp_norm: None,
+            x_in: if with_bias { &ws.x_in } else { &x[range] },
+            pulls: &pulls,
+            bias_in_input: with_bias,
+            pulls_on_bias: 1,
+            part,
         };
-        let out = DecodeOut { reconstruction: to, g: &mut levels.g[nth], losses: &mut ws.token_losses };
-        pass.run(pool, &mut ws.decode_space, out);
-        levels.losses.push(scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>());
-        for (nth_aux, aux) in aux.iter().enumerate().filter(|(_, aux)| aux.level == nth) {
-            let weight = aux_weight(&step.as_topk(0), aux.n_dead, d_in / 2, d_in, x, to);
-            ws.aux_losses.clear();
-            ws.aux_losses.resize(n_tokens, [0.0; 2]);
-            let pass = DecodePass {
-                lists: &ws.aux[nth_aux].lists,
-                begin: Begin::From(to),
-                g_scale: (2.0 * weight * scale) as f32,
-                ..pass
-            };
-            let (reconstruction, g) = (&mut ws.panels, &mut levels.aux_g[nth_aux]);
-            pass.run(pool, &mut ws.decode_space, DecodeOut { reconstruction, g, losses: &mut ws.aux_losses });
-            sparsity += weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
-        }
+        ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
+        levels.pulls = recycled(pulls);
     }
-
-    for nth in (0..widths.len() - 1).rev() {
-        let (to, from) = levels.g.split_at_mut(nth + 1);
-        to[nth].iter_mut().zip(&*from[0]).for_each(|(sum, g)| *sum += g);
-    }
-    let mut pulls: Vec<Pull<'_>> = recycled(std::mem::take(&mut levels.pulls));
-    pulls.extend(
-        (levels.lists.iter().zip(&levels.g))
-            .chain(ws.aux.iter().map(|entries| &entries.lists).zip(&levels.aux_g).take(aux.len()))
-            .map(|(lists, g)| Pull { lists, g, decoded: true, loss: None }),
-    );
-    let pass = WeightPass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
-        pulls: &pulls,
-        bias_in_input: step.apply_b_dec_to_input,
-        pulls_on_bias: 1,
-        part: Part::WHOLE,
-    };
-    ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
-    levels.pulls = recycled(pulls);
     levels.aux = aux;
 
     let mse = levels.losses.pop().expect("invariant: there is a level");
@@ -171,6 +146,77 @@ pub fn matryoshka_step(
     ws.levels = levels;
     let overall = mse + sparsity + auxiliary;
     StepLosses { overall, mse, sparsity, auxiliary, l0: scale * n_active as f64 }
+}
+
+/// Decodes all levels of a part of a batch, and the auxiliary reconstructions: leaves the gradient by each of them, the
+/// entries of each level's own latents, and the last level's reconstruction where it is looked for, and adds to the
+/// losses of the levels. Returns the auxiliary loss.
+fn decode_levels(
+    pool: &Pool,
+    ws: &mut Workspace,
+    levels: &mut Levels,
+    (params, step): (&Params, &BatchTopKStep),
+    widths: &[usize],
+    aux: &[Aux],
+    (x, tokens, part): (&[f32], &Range<usize>, Part),
+) -> f64 {
+    let (d_in, d_sae) = (params.d_in(), params.d_sae());
+    let scale = d_in as f64 / x.len() as f64;
+    let range = tokens.start * d_in..tokens.end * d_in;
+    let x = &x[range.clone()];
+    levels.lists.resize_with(widths.len(), || Lists::new(d_sae));
+    for (nth, of_level) in levels.lists.iter_mut().enumerate() {
+        let (level, order) = (level_of(widths, nth), &ws.order);
+        ws.lists.copy_some(pool, tokens, &|at| level.contains(&(order[at] as usize)), of_level);
+    }
+    levels.g.resize_with(widths.len(), Buffer::default);
+    levels.aux_g.resize_with(levels.aux_g.len().max(aux.len()), Buffer::default);
+    // Reconstructions of one level and the next take turns, so that the last is where it is looked for.
+    let other = ws.screen.scratch();
+    for buffer in levels.g.iter_mut().chain(&mut levels.aux_g).chain([&mut ws.panels, &mut *other]) {
+        buffer.resize(x.len());
+    }
+    let mut auxiliary = 0.0;
+    for nth in 0..widths.len() {
+        let (whole, other) = (&mut ws.reconstruction[range.clone()], &mut other[..]);
+        let (to, before) = if (widths.len() - nth) % 2 == 1 { (whole, other) } else { (other, whole) };
+        let losses = &mut ws.token_losses[tokens.clone()];
+        let pass = DecodePass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            lists: &levels.lists[nth],
+            n_tokens: tokens.len(),
+            begin: if nth == 0 { Begin::Bias } else { Begin::From(before) },
+            target: x,
+            weight: None,
+            g_scale: (2.0 * scale) as f32,
+            lp_norm: None,
+        };
+        let out = DecodeOut { reconstruction: to, g: &mut levels.g[nth], losses: &mut *losses };
+        pass.run(pool, &mut ws.decode_space, out);
+        levels.losses[nth] += scale * losses.iter().map(|losses| losses[0]).sum::<f64>();
+        for (nth_aux, aux) in aux.iter().enumerate().filter(|(_, aux)| aux.level == nth) {
+            let weight = aux_weight(&step.as_topk(0), aux.n_dead, d_in / 2, d_in, x, to);
+            ws.aux_losses.clear();
+            ws.aux_losses.resize(tokens.len(), [0.0; 2]);
+            let pass = DecodePass {
+                lists: aux_lists((&ws.aux, &ws.part_lists), nth_aux, part),
+                begin: Begin::From(to),
+                g_scale: (2.0 * weight * scale) as f32,
+                ..pass
+            };
+            let (reconstruction, g) = (&mut ws.panels, &mut levels.aux_g[nth_aux]);
+            pass.run(pool, &mut ws.decode_space, DecodeOut { reconstruction, g, losses: &mut ws.aux_losses });
+            auxiliary += weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
+        }
+    }
+    auxiliary
+}
+
+/// Entries for the nth auxiliary loss: of the whole batch, or of a part.
+fn aux_lists<'a>((whole, of_part): (&'a [AuxEntries], &'a [Lists]), nth: usize, part: Part) -> &'a Lists {
+    if part.is_whole() { &whole[nth].lists } else { &of_part[1 + nth] }
 }
 
 impl Workspace {
@@ -190,25 +236,6 @@ fn recycled<A, B>(mut items: Vec<A>) -> Vec<B> {
 fn level_of(widths: &[usize], nth: usize) -> std::ops::Range<usize> {
     let first = if nth == 0 { 0 } else { widths[nth - 1] };
     first..widths[nth]
-}
-
-/// Copies the entries of some latents.
-fn take_level(pool: &Pool, from: &Lists, to: &mut Lists, order: &[u32], level: std::ops::Range<usize>) {
-    let to = Disjoint::new(&mut to.tiles);
-    pool.run(from.tiles.len(), &|index| {
-        // SAFETY: one tile per task.
-        let (tile, to) = (&from.tiles[index], unsafe { to.at(index) });
-        to.restart();
-        for (place, &latent) in order[index * TILE..].iter().take(TILE).enumerate() {
-            if level.contains(&(latent as usize)) {
-                let entries = tile.latent(place);
-                to.token.extend_from_slice(&tile.token[entries.clone()]);
-                to.value.extend_from_slice(&tile.value[entries]);
-            }
-            to.start.push(to.token.len() as u32);
-        }
-        to.trim();
-    });
 }
 
 #[cfg(test)]
@@ -260,9 +287,16 @@ mod tests {
             Self { step: BatchTopKStep { normalize_aux_loss: true, ..self.step }, ..self }
         }
 
-        fn run(&self, problem: &Problem, threads: usize, isa: Isa) -> (StepLosses, Params, Workspace) {
+        fn run(
+            &self,
+            parts: Option<usize>,
+            problem: &Problem,
+            threads: usize,
+            isa: Isa,
+        ) -> (StepLosses, Params, Workspace) {
             let pool = Pool::new(threads);
             let mut ws = problem.workspace(&pool, isa);
+            ws.forced_parts = parts;
             let mut grads = problem.dirty_grads();
             let Self { step, widths, aux_by_level, dead } = self;
             let (params, x) = (&problem.params, &problem.x);
@@ -276,9 +310,13 @@ mod tests {
             let (params, x) = (problem.params.to_f64(), problem.x64());
             let (expected, inner) =
                 reference::matryoshka_step(&params, step, widths, *aux_by_level, dead, &x);
-            for isa in Isa::available() {
-                let what = format!("{:?} {step:?} {widths:?} {aux_by_level} {}", problem.shape, isa.name());
-                let (losses, grads, ws) = self.run(problem, 1, isa);
+            let cases = Isa::available()
+                .into_iter()
+                .flat_map(|isa| [None, Some(2), Some(3)].map(|parts| (isa, parts)));
+            for (isa, parts) in cases {
+                let (shape, isa_name) = (problem.shape, isa.name());
+                let what = format!("{shape:?} {step:?} {widths:?} {aux_by_level} {isa_name} {parts:?} parts");
+                let (losses, grads, ws) = self.run(parts, problem, 1, isa);
                 check_loss(&format!("{what} mse"), losses.mse, expected.losses.mse);
                 check_loss(&format!("{what} aux"), losses.sparsity, expected.losses.sparsity);
                 check_loss(&format!("{what} overall"), losses.overall, expected.losses.overall);
@@ -292,7 +330,7 @@ mod tests {
                 let squares: f64 = expected.grads.arrays().iter().flat_map(|a| a.iter()).map(|g| g * g).sum();
                 check_loss(&format!("{what} norm"), ws.grad_norm(), squares.sqrt());
                 for threads in [2, 3] {
-                    let (other_losses, other_grads, other_ws) = self.run(problem, threads, isa);
+                    let (other_losses, other_grads, other_ws) = self.run(parts, problem, threads, isa);
                     assert_eq!(losses, other_losses, "{what} {threads} threads");
                     assert_eq!(bits(&grads), bits(&other_grads), "{what} {threads} threads");
                     assert_eq!(ws.grad_norm().to_bits(), other_ws.grad_norm().to_bits());
@@ -339,7 +377,7 @@ mod tests {
             let mut problem = Problem::new(17, 97, 33, 0.0, 1);
             problem.params.w_enc[50] = f32::NAN;
             let setting = Setting::new(97, 3.0, 3, true, 2, 1);
-            assert!(setting.run(&problem, 1, isa).0.overall.is_nan());
+            assert!(setting.run(None, &problem, 1, isa).0.overall.is_nan());
         }
     }
 }

@@ -102,19 +102,6 @@ pub fn standard_step(
 }
 
 impl Workspace {
-    /// Checks lengths, prepares what every kind of step needs, and takes in the whole batch. Returns B.
-    pub(super) fn begin(
-        &mut self,
-        pool: &Pool,
-        params: &Params,
-        apply_b_dec_to_input: bool,
-        x: &[f32],
-        grads: &Params,
-    ) -> usize {
-        self.check(params, x, grads);
-        self.take_in(pool, params, apply_b_dec_to_input, x)
-    }
-
     /// Checks lengths and clears what a step adds up. Returns B.
     pub(super) fn check(&mut self, params: &Params, x: &[f32], grads: &Params) -> usize {
         let d_in = self.shape.d_in;
@@ -136,17 +123,22 @@ impl Workspace {
         apply_b_dec_to_input: bool,
         x: &[f32],
     ) -> usize {
+        self.keep_input(params, apply_b_dec_to_input, x);
+        self.load(pool, params, apply_b_dec_to_input, x)
+    }
+
+    /// Keeps what the encoder reads, where that is not `x` itself.
+    pub(super) fn keep_input(&mut self, params: &Params, apply_b_dec_to_input: bool, x: &[f32]) {
+        if !apply_b_dec_to_input {
+            return;
+        }
         let d_in = self.shape.d_in;
-        let n_tokens = self.load(pool, params, apply_b_dec_to_input, x);
-        if apply_b_dec_to_input {
-            self.x_in.resize(x.len());
-            for (row, from) in self.x_in.chunks_exact_mut(d_in).zip(x.chunks_exact(d_in)) {
-                for ((to, value), bias) in row.iter_mut().zip(from).zip(&params.b_dec) {
-                    *to = value - bias;
-                }
+        self.x_in.resize(x.len());
+        for (row, from) in self.x_in.chunks_exact_mut(d_in).zip(x.chunks_exact(d_in)) {
+            for ((to, value), bias) in row.iter_mut().zip(from).zip(&params.b_dec) {
+                *to = value - bias;
             }
         }
-        n_tokens
     }
 
     fn count_tokens(&self, x: &[f32]) -> usize {

@@ -6,7 +6,7 @@ use super::gather::Gather;
 use super::lists::TILE;
 use super::memory::Disjoint;
 use super::params::Params;
-use super::parts::Part;
+use super::parts::Parts;
 use super::phase;
 use super::pool::Pool;
 use super::product::PANEL;
@@ -75,6 +75,9 @@ pub(super) enum Choice {
     OfBatch { n: usize },
 }
 
+/// Bytes that choosing a token's entries takes for each of them: candidates, by latent and by token, and their ranks.
+const CHOSEN: f64 = 120.0;
+
 /// A step that keeps what `choice` says.
 #[expect(clippy::too_many_arguments, reason = "those of a step and the choice")]
 pub(super) fn largest_step(
@@ -89,76 +92,138 @@ pub(super) fn largest_step(
 ) -> StepLosses {
     let half = ws.aux_width / 2;
     assert_eq!(dead.len(), ws.shape.d_sae, "dead has one flag per latent");
-    let n_tokens = ws.begin(pool, params, step.apply_b_dec_to_input, x, grads);
+    let n_tokens = ws.check(params, x, grads);
+    let (with_bias, rescale) = (step.apply_b_dec_to_input, step.rescale_acts_by_decoder_norm);
     let n_dead = dead.iter().filter(|&&is_dead| is_dead).count();
     let k_aux = if step.aux_loss_coefficient == 0.0 { 0 } else { half.min(n_dead) };
     let aux = [(k_aux, dead)];
     let aux = if k_aux > 0 { &aux[..] } else { &[] };
-    ws.gather_largest(pool, params, choice, step.rescale_acts_by_decoder_norm, aux);
-    let n_active = ws.lists.count();
-    ws.count_fired();
-
-    let aim = ws.aim.take(x.len());
-    let scale = 1.0 / n_tokens as f64;
-    ws.g.resize(x.len());
-    let g = &mut *ws.g;
-    let pass = DecodePass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        lists: &ws.lists,
-        n_tokens,
-        begin: Begin::Bias,
-        target: aim.map_or(x, |aim| &aim.target),
-        weight: aim.map(|aim| aim.weight.as_slice()),
-        g_scale: (2.0 * scale) as f32,
-        lp_norm: None,
+    // The weight of a normalised auxiliary loss depends on the errors of the whole batch.
+    let in_parts = k_aux == 0 || !step.normalize_aux_loss;
+    let chosen_in_parts = in_parts && matches!(choice, Choice::OfToken { .. });
+    let parts = match choice {
+        _ if !in_parts => Parts::one(n_tokens),
+        Choice::OfToken { k, .. } => ws.parts_of_entries(n_tokens, CHOSEN * (k + k_aux) as f64),
+        Choice::OfBatch { n } => {
+            let entries = n as f64 / n_tokens as f64 + k_aux as f64;
+            ws.parts_of_chosen(n_tokens, 2 + usize::from(k_aux > 0), entries)
+        }
     };
-    let out = DecodeOut { reconstruction: &mut ws.reconstruction, g, losses: &mut ws.token_losses };
-    pass.run(pool, &mut ws.decode_space, out);
-
-    // The auxiliary reconstruction starts from what the main one left: its error is z W_dec - (x - xhat).
-    let weight = match k_aux {
-        0 => 0.0,
-        _ => aux_weight(step, n_dead, half, params.d_in(), pass.target, &ws.reconstruction[..x.len()]),
-    };
-    ws.aux_losses.clear();
-    let aux_g = ws.screen.scratch();
-    aux_g.resize(if k_aux > 0 { x.len() } else { 0 });
-    if k_aux > 0 {
-        ws.panels.resize(x.len());
-        ws.aux_losses.resize(n_tokens, [0.0; 2]);
-        let pass = DecodePass {
-            lists: &ws.aux[0].lists,
-            begin: Begin::From(&ws.reconstruction),
-            weight: None,
-            g_scale: (2.0 * weight * scale) as f32,
-            ..pass
-        };
-        let out = DecodeOut { reconstruction: &mut ws.panels, g: &mut *aux_g, losses: &mut ws.aux_losses };
-        pass.run(pool, &mut ws.decode_space, out);
+    let mut n_active = 0;
+    if !chosen_in_parts {
+        ws.gather_largest_of_batch(pool, params, with_bias, x, choice, rescale, aux);
+        n_active = ws.lists.count();
+        ws.count_fired();
     }
 
-    let main = Pull { lists: &ws.lists, g, decoded: true, loss: None };
-    let pulls = [main, Pull { lists: &ws.aux[0].lists, g: aux_g, ..main }];
-    let pass = WeightPass {
-        isa: ws.isa,
-        params,
-        order: &ws.order,
-        x_in: if step.apply_b_dec_to_input { &ws.x_in } else { x },
-        pulls: &pulls[..if k_aux > 0 { 2 } else { 1 }],
-        bias_in_input: step.apply_b_dec_to_input,
-        pulls_on_bias: 1,
-        part: Part::WHOLE,
-    };
-    ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
+    let (d_in, scale) = (params.d_in(), 1.0 / n_tokens as f64);
+    let mut auxiliary = 0.0;
+    ws.aim.begin(x.len());
+    for (tokens, part) in parts.iter() {
+        let range = tokens.start * d_in..tokens.end * d_in;
+        let x = &x[range.clone()];
+        ws.keep_input(params, with_bias, x);
+        if chosen_in_parts {
+            ws.load(pool, params, with_bias, x);
+            ws.gather_largest(pool, params, choice, rescale, aux);
+            n_active += ws.lists.count();
+            ws.count_fired();
+        } else {
+            ws.take_part_lists(pool, &tokens, part, (true, aux.len()));
+        }
+        let (lists, aux_lists) = match &ws.part_lists[..] {
+            [lists, aux @ ..] if !part.is_whole() && !chosen_in_parts => (lists, aux.first()),
+            _ => (&ws.lists, ws.aux.first().map(|entries| &entries.lists)),
+        };
+        let aim = ws.aim.now();
+        ws.g.resize(x.len());
+        let g = &mut *ws.g;
+        let pass = DecodePass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            lists,
+            n_tokens: tokens.len(),
+            begin: Begin::Bias,
+            target: aim.map_or(x, |aim| &aim.target[range.clone()]),
+            weight: aim.map(|aim| &aim.weight[tokens.clone()]),
+            g_scale: (2.0 * scale) as f32,
+            lp_norm: None,
+        };
+        let (reconstruction, losses) = (&mut ws.reconstruction[range], &mut ws.token_losses[tokens.clone()]);
+        pass.run(pool, &mut ws.decode_space, DecodeOut { reconstruction: &mut *reconstruction, g, losses });
+
+        let main = Pull { lists, g, decoded: true, loss: None };
+        let mut pulls = [main, main];
+        let mut n_pulls = 1;
+        // The auxiliary reconstruction starts from what the main one left: its error is z W_dec - (x - xhat).
+        let aux_g = ws.screen.scratch();
+        if let (true, Some(lists)) = (k_aux > 0, aux_lists) {
+            let weight = aux_weight(step, n_dead, half, d_in, pass.target, reconstruction);
+            for buffer in [&mut *aux_g, &mut ws.panels] {
+                buffer.resize(x.len());
+            }
+            ws.aux_losses.clear();
+            ws.aux_losses.resize(tokens.len(), [0.0; 2]);
+            let pass = DecodePass {
+                lists,
+                begin: Begin::From(reconstruction),
+                weight: None,
+                g_scale: (2.0 * weight * scale) as f32,
+                ..pass
+            };
+            let losses = &mut ws.aux_losses[..];
+            let out = DecodeOut { reconstruction: &mut ws.panels, g: &mut *aux_g, losses };
+            pass.run(pool, &mut ws.decode_space, out);
+            auxiliary += weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
+            pulls[1] = Pull { lists, g: aux_g, ..main };
+            n_pulls = 2;
+        }
+
+        let pass = WeightPass {
+            isa: ws.isa,
+            params,
+            order: &ws.order,
+            x_in: if with_bias { &ws.x_in } else { x },
+            pulls: &pulls[..n_pulls],
+            bias_in_input: with_bias,
+            pulls_on_bias: 1,
+            part,
+        };
+        ws.grad_squares = pass.run(pool, &mut ws.weight_space, grads).squares;
+    }
+    ws.n_tokens = n_tokens;
 
     let mse = scale * ws.token_losses.iter().map(|losses| losses[0]).sum::<f64>();
-    let sparsity = weight * scale * ws.aux_losses.iter().map(|losses| losses[0]).sum::<f64>();
-    StepLosses { overall: mse + sparsity, mse, sparsity, auxiliary: 0.0, l0: scale * n_active as f64 }
+    StepLosses {
+        overall: mse + auxiliary,
+        mse,
+        sparsity: auxiliary,
+        auxiliary: 0.0,
+        l0: scale * n_active as f64,
+    }
 }
 
 impl Workspace {
+    /// Packs a whole batch where its reconstruction will be, and chooses.
+    #[expect(clippy::too_many_arguments, reason = "those of packing and those of choosing")]
+    pub(super) fn gather_largest_of_batch(
+        &mut self,
+        pool: &Pool,
+        params: &Params,
+        apply_b_dec_to_input: bool,
+        x: &[f32],
+        choice: Choice,
+        rescale: bool,
+        aux: &[(usize, &[bool])],
+    ) {
+        std::mem::swap(&mut self.panels, &mut self.reconstruction);
+        self.load(pool, params, apply_b_dec_to_input, x);
+        self.gather_largest(pool, params, choice, rescale, aux);
+        std::mem::swap(&mut self.panels, &mut self.reconstruction);
+        self.reconstruction.resize(self.shape.batch * self.shape.d_in);
+    }
+
     /// Fills the lists with the chosen pre-activations of the loaded batch, and the auxiliary ones, for each
     /// number and set of latents in `aux`, with so many largest of that set.
     pub(super) fn gather_largest(
@@ -298,8 +363,21 @@ mod tests {
         threads: usize,
         isa: Isa,
     ) -> (StepLosses, Params, Workspace) {
+        run_in(None, problem, step, dead, threads, isa)
+    }
+
+    /// In so many parts.
+    fn run_in(
+        parts: Option<usize>,
+        problem: &Problem,
+        step: &TopKStep,
+        dead: &[bool],
+        threads: usize,
+        isa: Isa,
+    ) -> (StepLosses, Params, Workspace) {
         let pool = Pool::new(threads);
         let mut ws = problem.workspace(&pool, isa);
+        ws.forced_parts = parts;
         let mut grads = problem.dirty_grads();
         let losses = topk_step(&pool, &mut ws, &problem.params, step, dead, &problem.x, &mut grads);
         (losses, grads, ws)
@@ -307,9 +385,11 @@ mod tests {
 
     fn check(problem: &Problem, step: &TopKStep, dead: &[bool]) {
         let expected = reference::topk_step(&problem.params.to_f64(), step, dead, &problem.x64());
-        for isa in Isa::available() {
-            let what = format!("{:?} {step:?} {}", problem.shape, isa.name());
-            let (losses, grads, ws) = run(problem, step, dead, 1, isa);
+        let cases =
+            Isa::available().into_iter().flat_map(|isa| [None, Some(2), Some(3)].map(|parts| (isa, parts)));
+        for (isa, parts) in cases {
+            let what = format!("{:?} {step:?} {} {parts:?} parts", problem.shape, isa.name());
+            let (losses, grads, ws) = run_in(parts, problem, step, dead, 1, isa);
             check_loss(&format!("{what} mse"), losses.mse, expected.losses.mse);
             check_loss(&format!("{what} aux"), losses.sparsity, expected.losses.sparsity);
             check_loss(&format!("{what} overall"), losses.overall, expected.losses.overall);
@@ -322,7 +402,7 @@ mod tests {
                 assert_eq!(fired as usize, count, "{what} fired[{f}]");
             }
             for threads in [2, 3] {
-                let (other_losses, other_grads, other_ws) = run(problem, step, dead, threads, isa);
+                let (other_losses, other_grads, other_ws) = run_in(parts, problem, step, dead, threads, isa);
                 assert_eq!(losses, other_losses, "{what} {threads} threads");
                 assert_eq!(bits(&grads), bits(&other_grads), "{what} {threads} threads");
                 assert_eq!(ws.grad_norm().to_bits(), other_ws.grad_norm().to_bits());

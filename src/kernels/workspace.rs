@@ -81,6 +81,8 @@ pub struct Workspace {
     pub(super) aim: NextAim,
     /// Half of it is the most dead latents in an auxiliary loss.
     pub(super) aux_width: usize,
+    /// Of a part of a batch: its entries, and those for each auxiliary loss.
+    pub(super) part_lists: Vec<Lists>,
     /// For tests: in how many parts a batch is to be taken.
     pub(super) forced_parts: Option<usize>,
 }
@@ -133,6 +135,7 @@ impl Workspace {
             grad_squares: 0.0,
             aim: NextAim::default(),
             aux_width: d_in,
+            part_lists: Vec::new(),
             forced_parts: None,
         }
     }

@@ -139,8 +139,14 @@ fn standard_cases() -> Vec<Case> {
 }
 
 fn topk_cases() -> Vec<Case> {
-    let mut cases = cases(Kind::TopK(0), &[60]);
-    cases.extend([1, 2].map(|threads| Case { kind: Kind::TopK(20), threads, ..MIDDLE }));
+    let mut cases = cases(Kind::TopK(0), &[60, 500]);
+    cases.extend(SHAPES.map(|(d_in, d_sae, batch)| Case {
+        kind: Kind::TopK(20),
+        d_in,
+        d_sae,
+        batch,
+        ..MIDDLE
+    }));
     cases.push(Case { kind: Kind::TopK(0), screened: false, ..MIDDLE });
     cases
 }
@@ -148,7 +154,12 @@ fn topk_cases() -> Vec<Case> {
 fn other_cases() -> Vec<Case> {
     [Kind::BatchTopK, Kind::Matryoshka(4), Kind::AbsTopK, Kind::JumpRelu, Kind::Gated]
         .into_iter()
-        .flat_map(|kind| [true, false].map(|screened| Case { kind, screened, ..MIDDLE }))
+        .flat_map(|kind| {
+            let shapes = SHAPES.into_iter().flat_map(|shape| [60, 500].map(|l0| (shape, l0)));
+            let cases =
+                shapes.map(move |((d_in, d_sae, batch), l0)| Case { kind, d_in, d_sae, batch, l0, ..MIDDLE });
+            cases.chain([Case { kind, screened: false, ..MIDDLE }])
+        })
         .chain([Kind::JumpRelu, Kind::Gated].into_iter().flat_map(dense_cases))
         .collect()
 }
