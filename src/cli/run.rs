@@ -161,16 +161,13 @@ async fn coordinate(
 
 fn slots(plan: &Plan, n_trials: usize) -> Result<SlotPlan, CliError> {
     let devices = &plan.spec.devices;
-    let mut configs = plan.trials.iter().map(|trial| &trial.config);
-    let cpu_only = configs.clone().find_map(|config| train::cpu_only(&config.sae));
-    let gpu_only = configs.find_map(|config| train::gpu_only(&config.train));
+    let gpu_only = plan.trials.iter().find_map(|trial| train::gpu_only(&trial.config.train));
     let request = SlotRequest {
         kinds: &devices.r#use,
         cpu_slots: devices.cpu_slots,
         threads_per_trial: devices.threads_per_trial,
         cores: cores(),
         n_trials,
-        cpu_only: cpu_only.as_deref(),
         gpu_only: gpu_only.as_deref(),
     };
     Ok(find_slots(&request, &train::probe)?)

@@ -3,9 +3,10 @@
 //! which latents are active, ties included, and only rounding is left to compare.
 
 use super::isa::Isa;
+use super::matching_pursuit::MatchingPursuitStep;
 use super::params::{Params, Shape};
 use super::pool::Pool;
-use super::reference::StepOutcome;
+use super::reference::{self, StepOutcome};
 use super::workspace::Workspace;
 
 /// Largest deviation allowed, relative to the largest magnitude of the array compared. Measured: below 1e-6.
@@ -103,6 +104,14 @@ pub(crate) fn tied_problem(d_in: usize, d_sae: usize, batch: usize, seed: u64) -
     params.b_dec.fill_with(|| 0.3 * numbers.grid(1 << 20));
     let x = (0..batch * d_in).map(|_| 2.0 * numbers.grid(1 << 20)).collect();
     Problem { shape: Shape { d_in, d_sae, batch }, params, x }
+}
+
+/// Whether no decision of a pursuit is so near to going another way that rounding may decide it.
+pub(crate) fn is_far_from_ties(problem: &Problem, step: &MatchingPursuitStep) -> bool {
+    let params = problem.params.to_f64();
+    let x_in = reference::encoder_input(&params, step.apply_b_dec_to_input, &problem.x64());
+    let margin = |x: &[f64]| reference::pursue(&params, &step.pursuit, x).margin;
+    x_in.chunks_exact(problem.shape.d_in).map(margin).fold(f64::INFINITY, f64::min) > 5e-6
 }
 
 /// One with thresholds off the grid of pre-activations, and some at 0, and dead latents.

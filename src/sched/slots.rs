@@ -25,9 +25,7 @@ pub struct SlotRequest<'a> {
     pub cores: usize,
     /// Trials to run.
     pub n_trials: usize,
-    /// What of the trials trains on the CPU only, as the subject of a sentence, if anything.
-    pub cpu_only: Option<&'a str>,
-    /// What of them computes on GPUs only, the same way.
+    /// What of the trials computes on GPUs only, as the subject of a sentence, if anything.
     pub gpu_only: Option<&'a str>,
 }
 
@@ -54,17 +52,6 @@ pub enum SlotError {
         found: String,
         /// What can be done.
         help: String,
-    },
-    /// A trial of the sweep cannot be trained on a device that it might get.
-    #[error(
-        "`devices.use` names `{}`, but {what} trains on the CPU so far; \
-         write `use = [\"cpu\"]`, or put the other trials into a sweep of their own", kind.as_str()
-    )]
-    CpuOnly {
-        /// The kind asked for.
-        kind: DeviceKind,
-        /// What it is about the trial.
-        what: String,
     },
     /// A trial that computes on GPUs only, and slots on the CPU.
     #[error(
@@ -177,13 +164,6 @@ fn gpus(
     if gpus.is_empty() {
         notes.extend(missing.into_iter().map(|why| format!("trials run on the CPU: {why}")));
     }
-    if let (Some(what), Some(gpu)) = (request.cpu_only, gpus.first()) {
-        if !request.kinds.is_empty() {
-            return Err(SlotError::CpuOnly { kind: gpu.kind, what: what.to_owned() });
-        }
-        notes.push(format!("trials run on the CPU although there is a GPU: {what} trains on the CPU so far"));
-        gpus.clear();
-    }
     Ok(gpus)
 }
 
@@ -205,15 +185,8 @@ mod tests {
     use super::*;
     use DeviceKind::{Cpu, Cuda, Metal};
 
-    const REQUEST: SlotRequest<'static> = SlotRequest {
-        kinds: &[],
-        cpu_slots: 0,
-        threads_per_trial: 0,
-        cores: 8,
-        n_trials: 9,
-        cpu_only: None,
-        gpu_only: None,
-    };
+    const REQUEST: SlotRequest<'static> =
+        SlotRequest { kinds: &[], cpu_slots: 0, threads_per_trial: 0, cores: 8, n_trials: 9, gpu_only: None };
 
     /// A machine with so many CUDA devices.
     fn with_cuda(n: usize) -> impl Fn(DeviceKind, usize) -> Probe {
@@ -323,18 +296,6 @@ mod tests {
         }
         assert_eq!(find_slots(&SlotRequest { kinds: &[Cpu], ..REQUEST }, &with_cuda(0)).unwrap().note, None);
         assert_eq!(find_slots(&REQUEST, &with_cuda(1)).unwrap().note, None);
-    }
-
-    #[test]
-    fn what_a_gpu_cannot_train_goes_to_the_cpu_unless_a_gpu_is_demanded() {
-        let request = SlotRequest { cpu_only: Some("topk"), cores: 1, ..REQUEST };
-        let plan = find_slots(&request, &with_cuda(2)).unwrap();
-        assert_eq!(plan.slots[0].id.to_string(), "cpu:0");
-        assert!(plan.note.unwrap().contains("topk trains on the CPU so far"));
-        assert_eq!(find_slots(&request, &no_features).unwrap().note, None);
-        let request = SlotRequest { kinds: &[Cuda], ..request };
-        let error = find_slots(&request, &with_cuda(2)).unwrap_err().to_string();
-        assert!(error.contains("`cuda`") && error.contains("topk trains on the CPU"), "{error}");
     }
 
     #[test]

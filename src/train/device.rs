@@ -6,7 +6,7 @@ use super::run::TrainError;
 use crate::{
     kernels::Isa,
     slot::{DeviceKind, SlotId},
-    trial::{Architecture, SaeConfig, TrainConfig},
+    trial::TrainConfig,
 };
 use candle_core::{Device, DeviceLocation};
 use std::panic;
@@ -41,13 +41,6 @@ impl Backend {
             kind => format!("{} (candle)", kind.as_str()),
         }
     }
-}
-
-/// What of a trial trains on the CPU only, as the subject of a sentence, if anything.
-pub fn cpu_only(sae: &SaeConfig) -> Option<String> {
-    // One latent after the other, each of which needs the last one's residual: little work for a GPU at a time.
-    matches!(sae.architecture, Architecture::MatchingPursuit { .. })
-        .then(|| format!("sae.architecture = {}", sae.architecture.name()))
 }
 
 /// What of a trial computes on GPUs only, as the subject of a sentence, if anything.

@@ -2,8 +2,8 @@
 //! the loop that ties them together. A transcoder's run is the same with targets of its own: [`Output`].
 //!
 //! Start with [`train`]; [`Trainer`] is the same step for batches from anywhere. Nothing here reads a clock
-//! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or, but for matching pursuits, on
-//! a GPU: [`Backend`].
+//! or watches for signals: both come in through [`Hooks`]. Steps run on the CPU kernels or on a GPU:
+//! [`Backend`].
 
 mod centre;
 mod checkpoint;
@@ -27,7 +27,7 @@ mod threshold;
 mod trainer;
 
 pub use checkpoint::{CHECKPOINT_FOLDER, remove as remove_checkpoint};
-pub use device::{Backend, Probe, build_command, cpu_only, gpu_only, probe};
+pub use device::{Backend, Probe, build_command, gpu_only, probe};
 pub use firing::Firing;
 pub use metrics::{ExplainedVariance, LogLine, METRICS_FILE};
 pub use output::Output;

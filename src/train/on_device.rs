@@ -5,7 +5,6 @@
 //! copy itself comes after the step's products, and what is won is the host's own work.
 
 use super::{
-    device::cpu_only,
     run::TrainError,
     steps::Step,
     tensor::{Aim, Settings, TensorStep, TensorTrainer},
@@ -32,13 +31,8 @@ impl Trainer {
     /// Goes on with candle tensors on `device`. Weights and moments stay there from now on.
     ///
     /// # Errors
-    /// What only the CPU kernels can train; or the device has not the memory.
+    /// The device has not the memory.
     pub fn move_to(&mut self, device: &Device) -> Result<(), TrainError> {
-        if let Some(what) = cpu_only(&self.sae) {
-            return Err(TrainError::Setting(format!(
-                "{what} trains on the CPU so far; set devices.use = [\"cpu\"]"
-            )));
-        }
         let settings = Settings {
             autocast: self.train.options.autocast,
             unit_rows: self.train.options.normalize_sae_decoder,
@@ -118,8 +112,8 @@ impl Trainer {
     /// When none was launched.
     pub(super) fn end_step(&mut self) -> Result<StepReport, TrainError> {
         let tensors = self.tensors.as_mut().expect("invariant: a step was launched on a device");
-        let TensorStep { losses, levels, grad_norm, fired, least } = tensors.end()?;
-        (self.losses, self.levels) = (losses, levels);
+        let TensorStep { losses, levels, grad_norm, fired, least, pursuit } = tensors.end()?;
+        (self.losses, self.levels, self.pursuit) = (losses, levels, pursuit);
         self.follow_least_kept(least);
         let report = StepReport { losses, grad_norm };
         if report.is_finite() {

@@ -226,7 +226,7 @@ impl Trainer {
                 (losses, named([("details/l0_coefficient", coefficient(last, l0_warm_up_steps))]))
             }
             Architecture::MatchingPursuit { residual_threshold, .. } => {
-                let summary = self.ws.pursuit_summary(residual_threshold);
+                let summary = self.pursuit.unwrap_or_else(|| self.ws.pursuit_summary(residual_threshold));
                 let details = [
                     ("metrics/max_l0", summary.max_l0 as f64),
                     ("metrics/min_l0", summary.min_l0 as f64),

@@ -14,7 +14,7 @@ use super::{
     tensor::TensorTrainer,
 };
 use crate::{
-    kernels::{self, AdamStep, Params, Pool, Shape, StepLosses, Workspace},
+    kernels::{self, AdamStep, Params, Pool, PursuitSummary, Shape, StepLosses, Workspace},
     sae::{self, Normalizer, RowScales, Sae},
     trial::{Architecture, NormalizeActivations, SaeConfig, TrainConfig},
 };
@@ -68,6 +68,8 @@ pub struct Trainer {
     pub(super) staging: Staging,
     /// Losses of a Matryoshka's levels but the last, in a run on a device.
     pub(super) levels: Vec<f64>,
+    /// What the last step's matching pursuit came to, in a run on a device.
+    pub(super) pursuit: Option<PursuitSummary>,
 }
 
 /// What one step came to.
@@ -158,6 +160,7 @@ impl Trainer {
             tensors: None,
             staging: Staging::default(),
             levels: Vec::new(),
+            pursuit: None,
         }
     }
 

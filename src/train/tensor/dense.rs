@@ -19,6 +19,8 @@ pub(super) struct Found {
     pub(super) fired: Tensor,
     /// (B) the least values kept, or more than any value; where a choice over the batch was made.
     pub(super) least: Option<Tensor>,
+    /// (B) latents that are active on each token; where the spread of that is logged.
+    pub(super) active: Option<Tensor>,
 }
 
 /// What a step needs besides its own settings.
@@ -40,7 +42,7 @@ impl Context<'_> {
 
     /// `x_in W_enc^T`, (B, F).
     pub(super) fn projected(&self, x_in: &Tensor) -> Result<Tensor> {
-        self.products.of(x_in, &self.params.w_enc.t()?)
+        self.products.of(x_in, &self.params.w_enc()?.t()?)
     }
 
     /// `x_in W_enc^T + b_enc`, (B, F).
@@ -76,14 +78,14 @@ impl Context<'_> {
         let d_sum = d_projected.sum(0)?;
         let b_dec = if self.apply_b_dec_to_input {
             // In single precision always: it is one row.
-            (g_sum - d_sum.unsqueeze(0)?.matmul(&self.params.w_enc)?.squeeze(0)?)?
+            (g_sum - d_sum.unsqueeze(0)?.matmul(self.params.w_enc()?)?.squeeze(0)?)?
         } else {
             g_sum
         };
         Ok(TensorParams {
             b_dec,
             w_dec,
-            w_enc: self.outer(d_projected, x_in)?,
+            w_enc: Some(self.outer(d_projected, x_in)?),
             b_enc: d_bias.unwrap_or(d_sum),
             threshold: None,
             r_mag: None,

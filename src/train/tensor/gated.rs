@@ -51,5 +51,6 @@ pub(super) fn gated(context: &Context<'_>, step: &GatedStep) -> Result<Found> {
         auxiliary: vec![(errors_of_gates, scale)],
         fired: active.sum(0)?,
         least: None,
+        active: None,
     })
 }

@@ -102,6 +102,7 @@ pub(super) fn jumprelu(context: &Context<'_>, step: &JumpReluStep, dead: &[bool]
         auxiliary,
         fired: active.sum(0)?,
         least: None,
+        active: None,
     })
 }
 

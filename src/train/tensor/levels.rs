@@ -86,6 +86,7 @@ pub(super) fn levels(
         auxiliary: losses.into_iter().map(|errors| (errors, scale)).collect(),
         fired: mask.sum(0)?,
         least: Some(least),
+        active: None,
     })
 }
 

@@ -2,12 +2,13 @@
 //!
 //! The formulas of `kernels::reference`, with explicit gradients: no autograd graph is kept, and parameters,
 //! moments and gradients stay on the device. A step is launched and ended: between the two the host may prepare and
-//! upload the next batch. Whether a step's loss and gradients are finite is decided on the device, so nothing
-//! waits before the update; one transfer in the end brings losses, gradient norm and firing counts to the host, losses
-//! as sums over rows that are added up there in double precision. The tests run on candle's CPU device.
+//! upload the next batch. Whether a step's loss and gradients are finite is decided on the device, so nothing waits
+//! before the update, but for [`pursuit`], which asks now and then whether it is done; one transfer in the end brings
+//! losses, gradient norm and firing counts to the host, losses as sums over rows that are added up there in double
+//! precision. The tests run on candle's CPU device.
 //!
-//! [`topk`] gathers decoder rows; all else is dense: ReLU latents are many while an SAE is young, and a batch's
-//! largest fall to tokens unevenly.
+//! [`topk`] and [`pursuit`] gather decoder rows; all else is dense: ReLU latents are many while an SAE is young, and a
+//! batch's largest fall to tokens unevenly.
 
 mod auxiliary;
 mod batch;
@@ -16,6 +17,7 @@ mod gated;
 mod jumprelu;
 mod levels;
 mod params;
+mod pursuit;
 mod select;
 mod standard;
 #[cfg(test)]
@@ -26,7 +28,7 @@ mod values;
 pub(super) use batch::Aim;
 
 use super::{device, run::TrainError, steps::Step};
-use crate::kernels::{AdamStep, Params, StepLosses};
+use crate::kernels::{AdamStep, Params, PursuitSummary, StepLosses};
 use auxiliary::Dead;
 use batch::Batch;
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -47,6 +49,8 @@ pub(super) struct TensorStep {
     pub(super) fired: Vec<u32>,
     /// The least value kept, where a choice over the batch was made and kept any.
     pub(super) least: Option<f32>,
+    /// What a matching pursuit came to.
+    pub(super) pursuit: Option<PursuitSummary>,
 }
 
 /// How SAEs are trained on a device.
@@ -83,6 +87,8 @@ struct Launched {
     n_tokens: usize,
     d_sae: usize,
     has_least: bool,
+    /// Of a matching pursuit.
+    residual_threshold: Option<f64>,
 }
 
 impl TensorTrainer {
@@ -161,12 +167,19 @@ impl TensorTrainer {
             |sums: &[(Tensor, f64)]| sums.iter().map(|(sums, factor)| (sums.elem_count(), *factor)).collect();
         let (sparsity, auxiliary) = (lengths(&found.sparsity), lengths(&found.auxiliary));
         let has_least = found.least.is_some();
+        let residual_threshold = match step {
+            Step::MatchingPursuit(step) => Some(step.pursuit.residual_threshold),
+            _ => None,
+        };
         let (n_tokens, d_sae) = (batch.n_tokens()?, found.fired.elem_count());
         let mut values = vec![check, grad_norm, found.errors, found.fired];
         values.extend(found.sparsity.into_iter().chain(found.auxiliary).map(|(sums, _)| sums));
         values.extend(found.least);
+        values.extend(found.active);
         let values = Tensor::cat(&values, 0)?;
-        self.launched = Some(Launched { values, sparsity, auxiliary, n_tokens, d_sae, has_least });
+        let launched =
+            Launched { values, sparsity, auxiliary, n_tokens, d_sae, has_least, residual_threshold };
+        self.launched = Some(launched);
         self.reconstruction = Some(found.reconstruction);
         Ok(())
     }
@@ -208,7 +221,7 @@ impl TensorTrainer {
                 levels::levels(&context, step, widths, &sets)
             }
             Step::JumpRelu(step) => jumprelu::jumprelu(&context, step, dead),
-            Step::MatchingPursuit(_) => bail!("matching pursuit does not run on tensors"),
+            Step::MatchingPursuit(step) => pursuit::matching_pursuit(&context, step),
         }
     }
 
@@ -229,7 +242,8 @@ impl TensorTrainer {
         let (check, grad_norm) = (next(1)[0], next(1)[0]);
         let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
         let scale = 1.0 / launched.n_tokens as f64;
-        let mse = scale * sum(next(launched.n_tokens));
+        let errors = next(launched.n_tokens);
+        let mse = scale * sum(errors);
         let fired = next(launched.d_sae);
         let mut losses = |lengths: &[(usize, f64)]| -> Vec<f64> {
             lengths.iter().map(|&(n, factor)| factor * sum(next(n))).collect()
@@ -237,6 +251,10 @@ impl TensorTrainer {
         let (sparsity, levels) = (losses(&launched.sparsity), losses(&launched.auxiliary));
         let (sparsity, auxiliary) = (sparsity.iter().sum::<f64>(), levels.iter().sum::<f64>());
         let least = if launched.has_least { next(launched.n_tokens) } else { &[] };
+        let pursuit = launched.residual_threshold.map(|threshold| {
+            let active = next(launched.n_tokens).iter().map(|&active| active as usize);
+            PursuitSummary::of(active.zip(errors.iter().map(|&error| f64::from(error))), threshold)
+        });
         let losses = StepLosses {
             overall: mse + sparsity + auxiliary,
             mse,
@@ -252,6 +270,7 @@ impl TensorTrainer {
             // Counts of at most B tokens are exact in f32.
             fired: fired.iter().map(|&count| count as u32).collect(),
             least: least.iter().copied().filter(|&least| least < select::MORE).reduce(f32::min),
+            pursuit,
         })
     }
 }

@@ -2,14 +2,15 @@
 
 use super::values::{keep, zero_as_one};
 use crate::kernels::{AdamStep, Params};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 
 /// One tensor per parameter of an SAE, in the order of [`Params::NAMES`]; the weights are (F, D).
 #[derive(Debug, Clone)]
 pub(super) struct TensorParams {
     pub(super) b_dec: Tensor,
     pub(super) w_dec: Tensor,
-    pub(super) w_enc: Tensor,
+    /// None where the encoder is the decoder's transpose.
+    pub(super) w_enc: Option<Tensor>,
     pub(super) b_enc: Tensor,
     /// (F) in a JumpReLU.
     pub(super) threshold: Option<Tensor>,
@@ -22,14 +23,15 @@ pub(super) struct TensorParams {
 impl TensorParams {
     pub(super) fn upload(params: &Params, device: &Device) -> Result<Self> {
         let (f, d) = (params.d_sae(), params.d_in());
+        let weights = |values: &[f32]| Tensor::from_slice(values, (f, d), device);
         let of_latents = |values: &[f32]| match values {
             [] => Ok(None),
             values => Tensor::from_slice(values, f, device).map(Some),
         };
         Ok(Self {
             b_dec: Tensor::from_slice(&params.b_dec, d, device)?,
-            w_dec: Tensor::from_slice(&params.w_dec, (f, d), device)?,
-            w_enc: Tensor::from_slice(&params.w_enc, (f, d), device)?,
+            w_dec: weights(&params.w_dec)?,
+            w_enc: if params.is_tied() { None } else { Some(weights(&params.w_enc)?) },
             b_enc: Tensor::from_slice(&params.b_enc, f, device)?,
             threshold: of_latents(&params.threshold)?,
             r_mag: of_latents(&params.r_mag)?,
@@ -39,26 +41,26 @@ impl TensorParams {
 
     pub(super) fn download(&self, params: &mut Params) -> Result<()> {
         let flat = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
-        let of_latents = |tensor: &Option<Tensor>| tensor.as_ref().map_or(Ok(Vec::new()), flat);
+        let if_any = |tensor: &Option<Tensor>| tensor.as_ref().map_or(Ok(Vec::new()), flat);
         params.b_dec = flat(&self.b_dec)?;
         params.w_dec = flat(&self.w_dec)?;
-        params.w_enc = flat(&self.w_enc)?;
+        params.w_enc = if_any(&self.w_enc)?;
         params.b_enc = flat(&self.b_enc)?;
-        params.threshold = of_latents(&self.threshold)?;
-        params.r_mag = of_latents(&self.r_mag)?;
-        params.b_mag = of_latents(&self.b_mag)?;
+        params.threshold = if_any(&self.threshold)?;
+        params.r_mag = if_any(&self.r_mag)?;
+        params.b_mag = if_any(&self.b_mag)?;
         Ok(())
     }
 
     pub(super) fn each(&self) -> impl Iterator<Item = &Tensor> {
-        let all = [&self.b_dec, &self.w_dec, &self.w_enc, &self.b_enc];
-        all.into_iter().chain([&self.threshold, &self.r_mag, &self.b_mag].into_iter().flatten())
+        let own = [&self.threshold, &self.r_mag, &self.b_mag].into_iter().flatten();
+        [&self.b_dec, &self.w_dec].into_iter().chain(&self.w_enc).chain([&self.b_enc]).chain(own)
     }
 
     fn each_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        let all = [&mut self.b_dec, &mut self.w_dec, &mut self.w_enc, &mut self.b_enc];
-        let of_latents = [&mut self.threshold, &mut self.r_mag, &mut self.b_mag];
-        all.into_iter().chain(of_latents.into_iter().flatten())
+        let own = [&mut self.threshold, &mut self.r_mag, &mut self.b_mag].into_iter().flatten();
+        let of_decoder = [&mut self.b_dec, &mut self.w_dec].into_iter();
+        of_decoder.chain(&mut self.w_enc).chain([&mut self.b_enc]).chain(own)
     }
 
     /// `|W_dec,i|` for every latent, (F).
@@ -70,6 +72,14 @@ impl TensorParams {
     /// and 0 for a row of zeros.
     pub(super) fn through_norms(&self, d_norms: &Tensor, norms: &Tensor) -> Result<Tensor> {
         self.w_dec.broadcast_mul(&(d_norms / zero_as_one(norms)?)?.unsqueeze(1)?)
+    }
+
+    /// (F, D) the encoder's weights.
+    ///
+    /// # Errors
+    /// It has none of its own.
+    pub(super) fn w_enc(&self) -> Result<&Tensor> {
+        self.w_enc.as_ref().ok_or_else(|| Error::msg("the encoder has no weights of its own"))
     }
 
     /// L2 norm of everything together, (1).

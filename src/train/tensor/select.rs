@@ -90,6 +90,15 @@ pub(super) fn largest_columns(order: &Tensor, k: usize) -> Result<Tensor> {
     candidates.gather(&columns(&chosen, k)?, 1)
 }
 
+/// The column (R, 1) of each row's largest; of equal values the first. Candle's `argmax` leaves that open.
+pub(super) fn first_largest(order: &Tensor) -> Result<Tensor> {
+    let n = order.dim(1)?;
+    let is_largest = order.broadcast_eq(&order.max_keepdim(1)?)?;
+    let columns = numbers(n, order)?.unsqueeze(0)?.broadcast_as(order.shape())?;
+    let none = filled(order, n as f32)?;
+    is_largest.where_cond(&columns, &none)?.min_keepdim(1)?.to_dtype(DType::U32)
+}
+
 /// The `k`-th largest value: (R, 1) of each row, or (1, 1) of all.
 fn limit(order: &Tensor, k: usize, among: Among) -> Result<Tensor> {
     let enough = |mask: &Tensor| -> Result<Tensor> {
@@ -180,6 +189,10 @@ mod tests {
             assert_eq!(mask.iter().filter(|&&flag| flag != 0.0).count(), k);
             let columns: Vec<usize> = columns.iter().map(|&at| at as usize).collect();
             assert_eq!(&columns, wanted, "columns of {k} of {n}");
+        }
+        let first = first_largest(&order).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        for (row, first) in wide.chunks_exact(n).zip(first) {
+            assert_eq!(reference::largest(row, 1, |_| true), [first as usize], "the first of {n}");
         }
         for k in [k, k * rows] {
             let mask =

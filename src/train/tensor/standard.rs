@@ -31,6 +31,7 @@ pub(super) fn standard(context: &Context<'_>, step: &StandardStep) -> Result<Fou
         auxiliary: Vec::new(),
         fired: active.sum(0)?,
         least: None,
+        active: None,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Every architecture's step against the reference, on the problems that the kernels are tested with.
 
 mod largest;
+mod pursuit;
 mod states;
 
 use super::*;

@@ -76,6 +76,7 @@ pub(super) fn topk(
         auxiliary: Vec::new(),
         fired,
         least: None,
+        active: None,
     })
 }
 

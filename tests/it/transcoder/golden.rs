@@ -103,9 +103,6 @@ fn transcoders_follow_the_real_trainer() {
         let batches: Vec<f32> =
             bytemuck::pod_collect_to_vec(tensors.tensor(&format!("{name}.batches")).unwrap().data());
         for (threads, device) in [(1, None), (3, None), (1, Some(Device::Cpu))] {
-            if device.is_some() && case["sae"]["architecture"] == "matching_pursuit" {
-                continue;
-            }
             let pool = Pool::new(threads);
             let start = params(&tensors, &format!("{name}.init"), &output);
             let mut trainer = Trainer::new(&sae, &train, output.width(), start, Normalizer::Identity, &pool)
