@@ -42,6 +42,8 @@ impl Console {
             .with_writer(LogWriter { bars: console.bars.clone() })
             .with_ansi(std::io::stderr().is_terminal() && !is_set("NO_COLOR"))
             .with_target(false)
+            // It would complain on stderr, and panic where that is closed.
+            .log_internal_errors(false)
             .with_filter(filter.and(filter_fn(may_be_shown)));
         // A second console (in tests) logs through the first.
         if tracing::subscriber::set_global_default(registry().with(lines)).is_err() {
@@ -74,10 +76,8 @@ impl Console {
 
     fn line(&self, text: &str) {
         self.bars.suspend(|| {
-            // A closed stderr must not stop a sweep.
-            if writeln!(std::io::stderr().lock(), "{text}").is_err() {
-                tracing::debug!("stderr is closed");
-            }
+            // A closed stderr must not stop a sweep. Nor may it be logged here: a log line waits for the bars.
+            let _is_open = writeln!(std::io::stderr().lock(), "{text}");
         });
     }
 }

@@ -68,7 +68,7 @@ fn end(dir: &TrialDir, result: TrialResult) -> Result<Exit, CliError> {
     failpoint::hit("trial: has its result");
     remove_spent_checkpoint(dir, result.status)?;
     let exit = if result.status == TrialStatus::Done { Exit::Ok } else { Exit::SomeFailed };
-    say(&TrialMessage::Ended { result: Box::new(result) })?;
+    say(&TrialMessage::Ended { result: Box::new(result) });
     Ok(exit)
 }
 
@@ -101,7 +101,7 @@ fn run(
             if stop.is_set() {
                 return Ok(None);
             }
-            say(&TrialMessage::Evaluating)?;
+            say(&TrialMessage::Evaluating);
             let eval_start = Instant::now();
             let (metrics, log10_density) = measure(args, job, &store, &trained, &pool)?;
             let eval_secs = eval_start.elapsed().as_secs_f64();
@@ -149,12 +149,6 @@ fn train(
     let batch_size = job.config.train.batch_size as f64;
     let mut begin = (0, start);
     let mut last_message = None;
-    // A coordinator that does not listen any more is no reason to stop.
-    let tell = |message: &TrialMessage| {
-        if let Err(error) = say(message) {
-            tracing::debug!("{error}");
-        }
-    };
     let started = std::cell::Cell::new(None);
     let steps = job.config.train.steps();
     let mut on_start = |from_step: u64| {
@@ -168,7 +162,7 @@ fn train(
         let now = Instant::now();
         if let Some((from_step, at)) = started.take() {
             begin = (from_step, at);
-            tell(&TrialMessage::Started { from_step, steps });
+            say(&TrialMessage::Started { from_step, steps });
         }
         if last_message.is_some_and(|last| now - last < MESSAGE_EVERY) {
             return;
@@ -176,7 +170,7 @@ fn train(
         last_message = Some(now);
         let (from_step, since) = begin;
         let tokens = line.step.saturating_sub(from_step) as f64 * batch_size;
-        tell(&TrialMessage::Progress {
+        say(&TrialMessage::Progress {
             step: line.step,
             loss: line.overall_loss,
             l0: line.l0,
@@ -269,11 +263,14 @@ fn timing(args: &TrialArgs, job: &TrialJob, train_secs: f64, steps: u64, eval_se
     }
 }
 
-/// Says something to the coordinator.
-fn say(message: &TrialMessage) -> Result<(), CliError> {
+/// Says something to the coordinator. One that does not listen any more is no reason to stop, and no verdict on the
+/// trial: a coordinator that is killed closes its pipe a little before the system ends its trials.
+fn say(message: &TrialMessage) {
     let mut line = serde_json::to_string(message).expect("invariant: messages are plain data");
     line.push('\n');
-    show::print(&line)
+    if let Err(error) = show::print(&line) {
+        tracing::debug!("{error}");
+    }
 }
 
 /// Makes sure that this process does not outlive its coordinator: two processes must not work on one trial.

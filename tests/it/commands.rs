@@ -285,6 +285,30 @@ fn a_trial_can_be_run_by_hand() {
     assert_eq!(stdout.lines().count(), 1, "a trial with a result does nothing: {stdout}");
 }
 
+/// A terminal that is gone, a coordinator that was killed: nobody listens, and the work is done all the same.
+#[test]
+fn closed_outputs_stop_neither_a_run_nor_a_trial() {
+    let (whole, sweep) = (TinySweep::new(), TinySweep::new());
+    whole.expect(&["run", "sweep.toml"], 0);
+    let unheard = |args: &[&str]| {
+        let mut command = sweep.command(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop((child.stdout.take(), child.stderr.take()));
+        child.wait().unwrap().code()
+    };
+    assert_eq!(unheard(&["run", "sweep.toml", "-vv"]), Some(0));
+    assert_same(&sweep.lasting(), &whole.lasting(), "after a run that nobody heard");
+
+    let (_, folder) = sweep.trials().into_iter().next().unwrap();
+    fs::remove_file(folder.join("result.json")).unwrap();
+    fs::remove_dir_all(folder.join("sae")).unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/model/gpt_neo");
+    let folder = folder.display().to_string();
+    let code = unheard(&["trial", &folder, "--stores", "cache/stores", "--model", model, "-vv"]);
+    assert_eq!(code, Some(0));
+    assert_same(&sweep.lasting(), &whole.lasting(), "after a trial that nobody heard");
+}
+
 #[test]
 fn completions_and_defaults_are_printed() {
     let sweep = TinySweep::new();
