@@ -57,6 +57,7 @@ mod screen;
 mod bias_gradient;
 mod decode;
 mod jumps;
+mod weight_tile;
 mod weights;
 
 mod dense;

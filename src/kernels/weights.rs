@@ -13,7 +13,7 @@
 //! gradients at all but making them again in Adam from `g` and `x` would move as many bytes from the third
 //! cache as it saves in memory.
 
-use super::dense::{DenseBatch, DenseGroup, GroupSpace, pack_columns};
+use super::dense::{DenseBatch, pack_columns};
 use super::isa::Isa;
 use super::jumps::Jumps;
 use super::lists::{Lists, TILE};
@@ -23,8 +23,7 @@ use super::parts::Part;
 use super::phase;
 use super::pool::Pool;
 use super::product::GROUP;
-use super::rows::{add_scaled, products_with_rows, square_of_row, sum_of_rows};
-use super::simd::{Kernel, Simd};
+use super::weight_tile::{GROUPS, GroupSums, TileSpace, WeightTile};
 
 /// Marks, in a gradient's `b_enc`, a latent whose rows are all zero; see [`Params`].
 pub(super) const NO_GRADIENT: f32 = -0.0;
@@ -108,15 +107,13 @@ pub(super) struct Sums {
     pub(super) pre_act: f64,
 }
 
-/// What a tile task needs; borrowed from [`Spares`].
-#[derive(Default)]
-struct TileSpace {
-    /// Gradient of each entry's pre-activation.
-    d_pre: Vec<f32>,
-    group: GroupSpace,
-}
-
 impl WeightPass<'_> {
+    /// A latent's decoder row.
+    pub(super) fn decoder_row(&self, latent: u32) -> &[f32] {
+        let d_in = self.params.d_in();
+        &self.params.w_dec[latent as usize * d_in..][..d_in]
+    }
+
     /// Writes all gradients; before the last part of a batch, what there is of those of the matrices.
     pub(super) fn run(&self, pool: &Pool, space: &mut WeightSpace, grads: &mut Params) -> Sums {
         let _phase = phase::gradients();
@@ -184,280 +181,18 @@ impl WeightPass<'_> {
     }
 }
 
-fn is_dense(n_entries: usize, n_tokens: usize) -> bool {
+/// Whether a group of latents goes the dense way.
+pub(super) fn is_dense(n_entries: usize, n_tokens: usize) -> bool {
     n_entries as f64 > DENSE_SHARE * (GROUP * n_tokens) as f64
 }
 
-struct Out<'a> {
-    w_enc: Disjoint<'a, f32>,
-    w_dec: Disjoint<'a, f32>,
-    b_enc: Disjoint<'a, f32>,
+/// Gradients that tiles write, each those of its own latents.
+pub(super) struct Out<'a> {
+    pub(super) w_enc: Disjoint<'a, f32>,
+    pub(super) w_dec: Disjoint<'a, f32>,
+    pub(super) b_enc: Disjoint<'a, f32>,
     /// Empty where the SAE has none.
-    threshold: Disjoint<'a, f32>,
-    r_mag: Disjoint<'a, f32>,
-    b_mag: Disjoint<'a, f32>,
-}
-
-struct WeightTile<'a> {
-    pass: &'a WeightPass<'a>,
-    dense: &'a [DenseBatch],
-    x_columns: &'a [f32],
-    out: &'a Out<'a>,
-    index: usize,
-    sums: &'a mut Sums,
-    bias: &'a mut [f32],
-    /// Of each group, from the part before and for the next; nothing where a batch is whole.
-    carried: &'a mut [GroupSums],
-    space: &'a mut TileSpace,
-}
-
-/// Groups of a tile.
-const GROUPS: usize = TILE / GROUP;
-
-/// A group of latents while its gradients are made.
-struct Group {
-    w_enc: [*mut f32; GROUP],
-    w_dec: [*mut f32; GROUP],
-    sums: GroupSums,
-}
-
-/// What adds up for a group of latents, beside rows.
-#[derive(Clone, Copy, Default)]
-struct GroupSums {
-    /// Whether the rows hold something of this step.
-    written: [bool; GROUP],
-    /// Sums of the gradients of the pre-activations.
-    totals: [f64; GROUP],
-    /// The part of them that comes from magnitudes, which have a bias of their own.
-    of_magnitudes: [f64; GROUP],
-    thresholds: [f64; GROUP],
-    r_mag: [f64; GROUP],
-    b_mag: [f64; GROUP],
-}
-
-impl Kernel for WeightTile<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(mut self) {
-        let (pass, params) = (self.pass, self.pass.params);
-        let d_in = params.d_in();
-        let latents = &pass.order[self.index * TILE..((self.index + 1) * TILE).min(pass.order.len())];
-        let mut totals = [0.0_f32; TILE];
-        let mut with_gradient = [0_u32; TILE];
-        let mut n_with_gradient = 0;
-        for (nth, members) in latents.chunks(GROUP).enumerate() {
-            let mut group = Group {
-                w_enc: [std::ptr::null_mut(); GROUP],
-                w_dec: [std::ptr::null_mut(); GROUP],
-                sums: if pass.part.is_first { GroupSums::default() } else { self.carried[nth] },
-            };
-            for (j, &latent) in members.iter().enumerate() {
-                // SAFETY: each latent stands once in the order, and each tile belongs to one task; the
-                // gradients have the lengths of the parameters.
-                unsafe {
-                    group.w_enc[j] = self.out.w_enc.pointer(latent as usize * d_in);
-                    group.w_dec[j] = self.out.w_dec.pointer(latent as usize * d_in);
-                }
-            }
-            for nth_pull in 0..pass.pulls.len() {
-                self.pull::<S>(nth_pull, nth * GROUP, members, &mut group);
-            }
-            if !pass.part.is_last {
-                self.carried[nth] = group.sums;
-                continue;
-            }
-            for (j, &latent) in members.iter().enumerate() {
-                let own = [
-                    (&params.threshold, &self.out.threshold, group.sums.thresholds[j]),
-                    (&params.r_mag, &self.out.r_mag, group.sums.r_mag[j]),
-                    (&params.b_mag, &self.out.b_mag, group.sums.b_mag[j]),
-                ];
-                for (_, out, gradient) in own.into_iter().filter(|(array, ..)| !array.is_empty()) {
-                    let gradient = gradient as f32;
-                    self.sums.squares += f64::from(gradient) * f64::from(gradient);
-                    // SAFETY: as above.
-                    unsafe { *out.at(latent as usize) = gradient };
-                }
-                // SAFETY: as above.
-                let b_enc = unsafe { self.out.b_enc.at(latent as usize) };
-                if group.sums.written[j] {
-                    // Adding 0 turns a -0 that is no mark into 0.
-                    *b_enc = (group.sums.totals[j] - group.sums.of_magnitudes[j]) as f32 + 0.0;
-                    totals[n_with_gradient] = group.sums.totals[j] as f32 + 0.0;
-                    with_gradient[n_with_gradient] = latent;
-                    n_with_gradient += 1;
-                    // SAFETY: this runs with the instructions of `S`; both are rows of D values.
-                    unsafe {
-                        self.sums.squares += f64::from(square_of_row::<S>(group.w_enc[j], d_in));
-                        self.sums.squares += f64::from(square_of_row::<S>(group.w_dec[j], d_in));
-                    }
-                    self.sums.squares += f64::from(*b_enc) * f64::from(*b_enc);
-                } else if !has_no_gradient(*b_enc) {
-                    // SAFETY: the row has D values and belongs to this task.
-                    unsafe {
-                        std::slice::from_raw_parts_mut(group.w_enc[j], d_in).fill(0.0);
-                        std::slice::from_raw_parts_mut(group.w_dec[j], d_in).fill(0.0);
-                    }
-                    *b_enc = NO_GRADIENT;
-                }
-            }
-        }
-        if pass.bias_in_input && pass.part.is_last {
-            let (latents, totals) = (&with_gradient[..n_with_gradient], &totals[..n_with_gradient]);
-            // SAFETY: this runs with the instructions of `S`; latents are below F, `bias` has D values.
-            unsafe {
-                let out = self.bias.as_mut_ptr();
-                sum_of_rows::<S>(out, false, params.w_enc.as_ptr(), d_in, latents, totals);
-            }
-        }
-    }
-}
-
-impl WeightTile<'_> {
-    /// Adds one pull's share to the rows of a group.
-    #[inline(always)]
-    fn pull<S: Simd>(&mut self, nth: usize, first: usize, members: &[u32], group: &mut Group) {
-        let (pass, pull) = (self.pass, &self.pass.pulls[nth]);
-        let d_in = pass.params.d_in();
-        let entries = &pull.lists.tiles[self.index];
-        let n_entries = entries.count(first..first + GROUP);
-        if n_entries == 0 {
-            return;
-        }
-        let n_tokens = pull.g.len() / d_in;
-        let dense = is_dense(n_entries, n_tokens);
-        let TileSpace { d_pre, group: space } = &mut *self.space;
-        if d_pre.len() < entries.token.len() {
-            d_pre.resize(entries.token.len(), 0.0);
-        }
-        let row_of = |latent: u32| &pass.params.w_dec[latent as usize * d_in..][..d_in];
-        let mut dense_group = DenseGroup { entries, first, n_tokens, d_in, space };
-
-        // Gradients of the activations: g . W_dec,f
-        if dense {
-            let mut rows = [&[][..]; GROUP];
-            for (row, &latent) in rows.iter_mut().zip(members) {
-                *row = row_of(latent);
-            }
-            dense_group.products::<S>(&rows[..members.len()], &self.dense[nth], d_pre);
-        } else {
-            for (j, &latent) in members.iter().enumerate() {
-                let range = entries.latent(first + j);
-                // SAFETY: this runs with the instructions of `S`; tokens are below B, and `g` is (B, D).
-                unsafe {
-                    let (row, g) = (row_of(latent).as_ptr(), pull.g.as_ptr());
-                    let tokens = &entries.token[range.clone()];
-                    products_with_rows::<S>(row, g, d_in, tokens, &mut d_pre[range]);
-                }
-            }
-        }
-
-        // With y = f * n: d|y|_p / dy_i = (y_i / |y|_p)^(p - 1), and n is in the graph.
-        let mut decoder_share = [0.0_f32; GROUP];
-        if let Some(loss) = pull.loss {
-            for (j, &latent) in members.iter().enumerate() {
-                let range = entries.latent(first + j);
-                if range.is_empty() {
-                    continue;
-                }
-                // SAFETY: this runs with the instructions of `S`; the row has D values.
-                let norm = unsafe { square_of_row::<S>(row_of(latent).as_ptr(), d_in) }.sqrt();
-                let values = &entries.value[range.clone()];
-                let d_pre = &mut d_pre[range.clone()];
-                let l1 = match loss {
-                    EntryLoss::L1(l1) => l1,
-                    EntryLoss::Jumps(jumps) => {
-                        let tokens = &entries.token[range];
-                        let slopes = jumps.latent(latent as usize, norm, tokens, values, d_pre);
-                        group.sums.thresholds[j] += slopes.threshold;
-                        self.sums.sparsity += slopes.sparsity;
-                        self.sums.pre_act += slopes.pre_act;
-                        if norm > 0.0 {
-                            decoder_share[j] = (slopes.norm / f64::from(norm)) as f32;
-                        }
-                        continue;
-                    }
-                    EntryLoss::Magnitudes => {
-                        let (scale, bias) =
-                            (pass.params.r_mag[latent as usize].exp(), pass.params.b_mag[latent as usize]);
-                        for (d, &magnitude) in d_pre.iter_mut().zip(values) {
-                            // magnitude = scale h + bias, where h is what the encoder gives without a bias.
-                            group.sums.b_mag[j] += f64::from(*d);
-                            group.sums.r_mag[j] += f64::from(*d * (magnitude - bias));
-                            *d *= scale;
-                            group.sums.of_magnitudes[j] += f64::from(*d);
-                        }
-                        continue;
-                    }
-                };
-                let active = if l1.p == 1.0 {
-                    d_pre.iter_mut().for_each(|d| *d += l1.scale * norm);
-                    let active: f64 = values.iter().map(|&value| f64::from(value)).sum();
-                    self.sums.sparsity += active * f64::from(norm);
-                    active
-                } else {
-                    let tokens = &entries.token[range];
-                    let mut active = 0.0;
-                    for ((d, &value), &token) in d_pre.iter_mut().zip(values).zip(tokens) {
-                        let y = f64::from(value) * f64::from(norm);
-                        let relative = y / l1.norms[token as usize][1];
-                        let slope = if y == 0.0 { 0.0 } else { relative.powf(l1.p - 1.0) };
-                        *d += l1.scale * norm * slope as f32;
-                        active += f64::from(value) * slope;
-                    }
-                    active
-                };
-                if norm > 0.0 {
-                    decoder_share[j] = (f64::from(l1.scale) * active / f64::from(norm)) as f32;
-                }
-            }
-        }
-
-        if !pull.decoded {
-            let pulls_encoder = matches!(pull.loss, Some(EntryLoss::Jumps(jumps)) if jumps.pulls_encoder());
-            if !pulls_encoder {
-                return;
-            }
-            for j in (0..members.len()).filter(|&j| !entries.latent(first + j).is_empty()) {
-                if !group.sums.written[j] {
-                    // SAFETY: the row has D values and belongs to this task.
-                    unsafe { std::slice::from_raw_parts_mut(group.w_dec[j], d_in) }.fill(0.0);
-                }
-            }
-        }
-        if dense {
-            // SAFETY: the rows of this group belong to this task.
-            unsafe {
-                let columns = self.dense[nth].columns();
-                if pull.decoded {
-                    dense_group.sums::<S>(&entries.value, columns, &group.w_dec, &group.sums.written);
-                }
-                dense_group.sums::<S>(d_pre, self.x_columns, &group.w_enc, &group.sums.written);
-            }
-        }
-        for (j, &latent) in members.iter().enumerate() {
-            let range = entries.latent(first + j);
-            if range.is_empty() {
-                continue;
-            }
-            let (tokens, values) = (&entries.token[range.clone()], &entries.value[range.clone()]);
-            let d_pre = &d_pre[range];
-            // SAFETY: this runs with the instructions of `S`; tokens are below B, `g` and `x_in` are (B, D),
-            // and the rows have D values and belong to this task.
-            unsafe {
-                if !dense {
-                    let keep = group.sums.written[j];
-                    let (g, x_in) = (pull.g.as_ptr(), pass.x_in.as_ptr());
-                    if pull.decoded {
-                        sum_of_rows::<S>(group.w_dec[j], keep, g, d_in, tokens, values);
-                    }
-                    sum_of_rows::<S>(group.w_enc[j], keep, x_in, d_in, tokens, d_pre);
-                }
-                if decoder_share[j] != 0.0 {
-                    add_scaled::<S>(group.w_dec[j], decoder_share[j], row_of(latent).as_ptr(), d_in);
-                }
-            }
-            group.sums.written[j] = true;
-            group.sums.totals[j] += d_pre.iter().map(|&d| f64::from(d)).sum::<f64>();
-        }
-    }
+    pub(super) threshold: Disjoint<'a, f32>,
+    pub(super) r_mag: Disjoint<'a, f32>,
+    pub(super) b_mag: Disjoint<'a, f32>,
 }
