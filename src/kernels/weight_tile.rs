@@ -3,7 +3,7 @@
 //! Where few latents fire, groups of 12 are done one after the other, and with each latent the tokens on which it was
 //! active are read from the third-level cache, there being no two that share many. Where more fire, all groups of the
 //! tile go through the batch together, some tokens at a time, so that all latents but the first find a token's rows in
-//! the second-level cache. Sums have the same order both ways, so the bits are the same.
+//! the second-level cache. Rows are added up in the same order both ways, so gradients have the same bits.
 //!
 //! On an Emerald Rapids core that takes gradients from 102 to 49 ms at 576 by 4608 with a tenth of all latents active,
 //! from 802 to 456 at 1024 by 16384 with 15 %, from 159 to 137 there with 3 % (1024 tokens). Two and four groups at once
@@ -73,8 +73,8 @@ pub(super) struct GroupSums {
     b_mag: [f64; GROUP],
 }
 
-/// Latents with a gradient and the sums of those of their pre-activations.
-struct Totals {
+/// Latents that have a gradient, and the sum of their pre-activations' gradients.
+struct Pulled {
     latents: [u32; TILE],
     totals: [f32; TILE],
     len: usize,
@@ -86,7 +86,7 @@ impl Kernel for WeightTile<'_> {
         let pass = self.pass;
         let d_in = pass.params.d_in();
         let latents = &pass.order[self.index * TILE..((self.index + 1) * TILE).min(pass.order.len())];
-        let mut totals = Totals { latents: [0; TILE], totals: [0.0; TILE], len: 0 };
+        let mut pulled = Pulled { latents: [0; TILE], totals: [0.0; TILE], len: 0 };
         let mut groups = [Group {
             w_enc: [std::ptr::null_mut(); GROUP],
             w_dec: [std::ptr::null_mut(); GROUP],
@@ -114,14 +114,14 @@ impl Kernel for WeightTile<'_> {
             }
             for (nth, (group, members)) in groups.iter().zip(members.chunks(GROUP)).enumerate() {
                 if pass.part.is_last {
-                    self.finish::<S>(group, members, &mut totals);
+                    self.finish::<S>(group, members, &mut pulled);
                 } else {
                     self.carried[first + nth] = group.sums;
                 }
             }
         }
         if pass.bias_in_input && pass.part.is_last {
-            let (latents, totals) = (&totals.latents[..totals.len], &totals.totals[..totals.len]);
+            let (latents, totals) = (&pulled.latents[..pulled.len], &pulled.totals[..pulled.len]);
             // SAFETY: this runs with the instructions of `S`; latents are below F, `bias` has D values.
             unsafe {
                 let out = self.bias.as_mut_ptr();
@@ -144,7 +144,7 @@ impl WeightTile<'_> {
 
     /// Writes what is left to write of a group once all pulls are in, and the squares.
     #[inline(always)]
-    fn finish<S: Simd>(&mut self, group: &Group, members: &[u32], totals: &mut Totals) {
+    fn finish<S: Simd>(&mut self, group: &Group, members: &[u32], pulled: &mut Pulled) {
         let params = self.pass.params;
         let d_in = params.d_in();
         for (j, &latent) in members.iter().enumerate() {
@@ -164,9 +164,9 @@ impl WeightTile<'_> {
             if group.sums.written[j] {
                 // Adding 0 turns a -0 that is no mark into 0.
                 *b_enc = (group.sums.totals[j] - group.sums.of_magnitudes[j]) as f32 + 0.0;
-                totals.totals[totals.len] = group.sums.totals[j] as f32 + 0.0;
-                totals.latents[totals.len] = latent;
-                totals.len += 1;
+                pulled.totals[pulled.len] = group.sums.totals[j] as f32 + 0.0;
+                pulled.latents[pulled.len] = latent;
+                pulled.len += 1;
                 // SAFETY: this runs with the instructions of `S`; both are rows of D values.
                 unsafe {
                     self.sums.squares += f64::from(square_of_row::<S>(group.w_enc[j], d_in));
@@ -216,7 +216,7 @@ impl WeightTile<'_> {
 
         // Gradients of the activations, g . W_dec,f, and of the decoder.
         let d_pre = &mut self.space.d_pre;
-        for Stretch { group, place, latent, entries: range, is_begun } in walk() {
+        for LatentEntries { group, place, latent, entries: range, is_begun } in walk() {
             let group = &groups[group];
             let (tokens, values) = (&entries.token[range.clone()], &entries.value[range.clone()]);
             // SAFETY: this runs with the instructions of `S`; tokens are below B, `g` is (B, D), and the rows have D
@@ -249,7 +249,7 @@ impl WeightTile<'_> {
             unsafe { dense_group.sums::<S>(d_pre, self.x_columns, &group.w_enc, &group.sums.written) };
         }
         let d_pre = &self.space.d_pre;
-        for Stretch { group, place, entries: range, is_begun, .. } in walk() {
+        for LatentEntries { group, place, entries: range, is_begun, .. } in walk() {
             let group = &groups[group];
             let keep = is_begun || group.sums.written[place];
             let (tokens, d_pre) = (&entries.token[range.clone()], &d_pre[range]);
@@ -379,7 +379,7 @@ struct Walk<'a> {
 }
 
 /// Entries of one latent on some tokens.
-struct Stretch {
+struct LatentEntries {
     group: usize,
     /// The latent's place in the group.
     place: usize,
@@ -406,11 +406,11 @@ impl<'a> Walk<'a> {
 }
 
 impl Iterator for Walk<'_> {
-    type Item = Stretch;
+    type Item = LatentEntries;
 
     // A closure that is handed on would be compiled without the instructions of its kernel; the body of a loop is not.
     #[inline(always)]
-    fn next(&mut self) -> Option<Stretch> {
+    fn next(&mut self) -> Option<LatentEntries> {
         loop {
             if self.place == self.members.len() {
                 if self.end == self.n_tokens {
@@ -436,7 +436,7 @@ impl Iterator for Walk<'_> {
                 continue;
             }
             self.next[place] = begin + n_here;
-            return Some(Stretch {
+            return Some(LatentEntries {
                 group: place / GROUP,
                 place: place % GROUP,
                 latent: self.members[place],

@@ -1,4 +1,5 @@
-//! Gradients of the weights, latent by latent, and on the way those of the activations.
+//! Gradients of the weights, latent by latent, and on the way those of the activations. A task does one tile of latents
+//! ([`super::weight_tile`]).
 //!
 //! Two ways, chosen per group of 12 latents by its density, which is the same for any number of threads.
 //! Sparse: `g` is read for the tokens on which the latent was active, once for the products with its decoder
